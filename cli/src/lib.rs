@@ -1,0 +1,54 @@
+//! What the eight programs share at their edges: exit codes, error lines, folders.
+//!
+//! `common` is the virtual machine and knows no terminal; this crate is where a program meets a
+//! person. stdout belongs to the guest, stderr to the program.
+
+pub mod cache;
+
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use clap::Parser;
+use common::error::Blame;
+
+/// How a program ended, as its exit code. The same for all stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ended {
+    /// The guest ended as a guest should.
+    Well = 0,
+    /// The guest crashed, or said itself that it failed.
+    GuestCrashed = 1,
+    /// A file, a number or an option that was given cannot be used.
+    BadInput = 2,
+    /// This host cannot do it.
+    HostCannot = 3,
+    /// `--timeout` ran out before the guest ended.
+    TimedOut = 4,
+}
+
+/// What `--help` of every stage ends with.
+pub const EXIT_CODES: &str = "\
+Exit codes: 0 the guest ended well, 1 the guest crashed, 2 bad input or usage,
+3 this host cannot do it, 4 the time given with --timeout ran out.";
+
+/// Parses the command line, runs `program`, and turns how it ended into the exit code; an error
+/// becomes one line on stderr.
+pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -> ExitCode {
+    let ended = program(Args::parse()).unwrap_or_else(|error| {
+        let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+        anstream::eprintln!("{red}error:{red:#} {error:#}");
+        blamed(&error)
+    });
+    ExitCode::from(ended as u8)
+}
+
+/// The exit code that an error stands for: what `common` says of it, else bad input, for what is
+/// not an error of `common` comes from opening and reading what the user named.
+fn blamed(error: &anyhow::Error) -> Ended {
+    match error.chain().find_map(common::error::blame) {
+        Some(Blame::Host) => Ended::HostCannot,
+        Some(Blame::Guest) => Ended::GuestCrashed,
+        Some(Blame::Input) | None => Ended::BadInput,
+    }
+}

@@ -1,0 +1,27 @@
+//! The crate that grows: one module a capability, in the order in which the stages introduce them.
+//!
+//! | stage | modules |
+//! |---|---|
+//! | 01 | [`kvm`] |
+//! | 02 | [`layout`], [`memory`] |
+//! | 03 | [`vcpu`] |
+//! | 04 | [`bus`] |
+//!
+//! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
+//! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
+
+pub mod error;
+
+#[cfg(feature = "stage01")]
+pub mod kvm;
+
+#[cfg(feature = "stage02")]
+pub mod layout;
+#[cfg(feature = "stage02")]
+pub mod memory;
+
+#[cfg(feature = "stage03")]
+pub mod vcpu;
+
+#[cfg(feature = "stage04")]
+pub mod bus;

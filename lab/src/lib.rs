@@ -1,0 +1,1 @@
+//! The lab: a `/dev/kvm` for machines that have none.

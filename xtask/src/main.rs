@@ -1,0 +1,3 @@
+//! What a maintainer of mini-kvm types.
+
+fn main() {}
