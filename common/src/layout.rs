@@ -1,1 +1,91 @@
+//! Introduced by stage 02: every guest-physical address that the project relies on.
+//!
+//! ```text
+//!  guest-physical
+//!  0x0_0000_0000  +--------------------------+
+//!                 | real-mode IVT, BDA       |
+//!         0x1000  | flat guests of 03 to 05  |  PROGRAM
+//!         0x7C00  | boot sector              |  BOOT_SECTOR
+//!        0xA_0000 +--------------------------+
+//!        0xB_8000 | text screen (MMIO)       |  TEXT_SCREEN
+//!        0xF_0000 | BIOS area                |
+//!       0x10_0000 +--------------------------+
+//!                 | RAM below the hole       |  HIGH_MEMORY
+//!     0xD000_0000 +--------------------------+  MMIO_HOLE
+//!                 | devices: no memslot      |
+//!     0xFEC0_0000 |   IOAPIC                 |
+//!     0xFEE0_0000 |   local APIC             |
+//!     0xFFFB_C000 |   identity map, TSS      |  KVM's own pages on Intel
+//!   0x1_0000_0000 +--------------------------+  MMIO_HOLE_END
+//!                 | the rest of RAM          |
+//!                 +--------------------------+
+//! ```
 
+use std::ops::Range;
+
+use vm_memory::GuestAddress;
+
+/// The unit in which KVM maps memory: 4 KiB.
+pub const PAGE_SIZE: u64 = 0x1000;
+
+/// Where the flat guests of stages 03 to 05 are loaded: above the real-mode IVT (0 to 0x3FF) and the
+/// BIOS data area, at a segment boundary that a 16-bit program reaches as 0x0100:0.
+pub const PROGRAM: GuestAddress = GuestAddress(0x1000);
+
+/// The first address above the first megabyte, where an ISA PC's "extended memory" begins.
+pub const HIGH_MEMORY: GuestAddress = GuestAddress(0x10_0000);
+
+/// Start of the hole below 4 GiB that is kept free of RAM so that devices have addresses which
+/// 32-bit code reaches.
+pub const MMIO_HOLE: GuestAddress = GuestAddress(0xD000_0000);
+
+/// End of the hole: RAM goes on here.
+pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
+
+/// Three pages that KVM uses on Intel hosts to run real mode without "unrestricted guest"
+/// (`KVM_SET_TSS_ADDR`, KVM API 4.12). They must lie outside guest RAM.
+pub const KVM_TSS: u64 = 0xFFFB_D000;
+
+/// One page that KVM uses next to it (`KVM_SET_IDENTITY_MAP_ADDR`, KVM API 4.37).
+pub const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
+
+/// How `size` bytes of RAM are laid out: below the hole, and what doesn't fit there from 4 GiB up.
+///
+/// The ranges are given as (start, length in bytes), never empty.
+pub fn ram_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
+    let below = size.min(MMIO_HOLE.0);
+    let above = size - below;
+    [(GuestAddress(0), below), (MMIO_HOLE_END, above)]
+        .into_iter()
+        .filter(|&(_, len)| len > 0)
+        .map(|(start, len)| (start, len as usize))
+        .collect()
+}
+
+/// The hole as a range of addresses.
+pub const fn mmio_hole() -> Range<u64> {
+    MMIO_HOLE.0..MMIO_HOLE_END.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_goes_around_the_hole_and_loses_nothing() {
+        assert_eq!(ram_ranges(0), []);
+        assert_eq!(ram_ranges(64 << 20), [(GuestAddress(0), 64 << 20)]);
+        assert_eq!(ram_ranges(MMIO_HOLE.0), [(GuestAddress(0), MMIO_HOLE.0 as usize)]);
+        assert_eq!(
+            ram_ranges(MMIO_HOLE.0 + 0x1000),
+            [(GuestAddress(0), MMIO_HOLE.0 as usize), (MMIO_HOLE_END, 0x1000)]
+        );
+    }
+
+    #[test]
+    fn kvm_keeps_its_pages_in_the_hole() {
+        assert!(mmio_hole().contains(&KVM_IDENTITY_MAP));
+        assert_eq!(KVM_IDENTITY_MAP + PAGE_SIZE, KVM_TSS);
+        assert!(mmio_hole().contains(&(KVM_TSS + 3 * PAGE_SIZE - 1)));
+    }
+}

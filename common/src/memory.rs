@@ -1,1 +1,309 @@
+//! Introduced by stage 02: guest-physical memory, which is host memory with a second address.
+//!
+//! The host `mmap`s some pages; a *memslot* tells KVM at which guest-physical address the guest sees
+//! them (`KVM_SET_USER_MEMORY_REGION`, KVM API 4.35). From then on both sides read and write the
+//! same bytes. An access where no slot is becomes an exit, which is how stage 05 makes devices.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VmFd};
+use thiserror::Error;
+use vm_memory::{
+    GuestAddress, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap, MmapRegion,
+    mmap::MmapRegionError,
+};
+
+use crate::error::{Blame, Blamed};
+use crate::layout::{self, PAGE_SIZE};
+
+/// Guest RAM as the host's code reads and writes it: by guest-physical address, always checked
+/// against the regions, so that no address which a guest names reaches other host memory.
+pub type Ram = GuestMemoryMmap<()>;
+
+/// Why memory could not be given to a guest.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The system ioctl that makes a VM failed.
+    #[error(transparent)]
+    Kvm(#[from] crate::kvm::Error),
+    /// The size makes no sense for a machine.
+    #[error("guest memory of {found} bytes: expected a multiple of 4 KiB, at least one page")]
+    Size {
+        /// What was asked for, in bytes.
+        found: u64,
+    },
+    /// The host has no such amount of address space or memory to give.
+    #[error("the host cannot map {size} bytes of guest memory: {source}; give a smaller --memory")]
+    Map {
+        /// Bytes that were asked for.
+        size: usize,
+        /// What `mmap` said.
+        source: MmapRegionError,
+    },
+    /// The range does not fit into the guest's address space, or two of our own overlap.
+    #[error("guest memory of {size} bytes at {start:#x} overlaps other RAM or wraps around")]
+    Range {
+        /// First guest-physical address.
+        start: u64,
+        /// Length in bytes.
+        size: usize,
+    },
+    /// KVM refused a slot.
+    #[error(
+        "KVM_SET_USER_MEMORY_REGION refused slot {slot} ({size:#x} bytes at {start:#x}): {source}"
+    )]
+    Slot {
+        /// The slot's number.
+        slot: u32,
+        /// First guest-physical address.
+        start: u64,
+        /// Length in bytes.
+        size: u64,
+        /// The errno.
+        source: kvm_ioctls::Error,
+    },
+    /// The slot that was named does not exist.
+    #[error("no memslot {0}")]
+    NoSlot(u32),
+    /// Another VM ioctl failed.
+    #[error("{ioctl} failed: {source}")]
+    Ioctl {
+        /// Its name in the KVM API.
+        ioctl: &'static str,
+        /// The errno.
+        source: kvm_ioctls::Error,
+    },
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Size { .. } | Self::Map { .. } | Self::Range { .. } => Blame::Input,
+            Self::Kvm(_) | Self::Slot { .. } | Self::NoSlot(_) | Self::Ioctl { .. } => Blame::Host,
+        }
+    }
+}
+
+/// What the guest may do with a slot and whether KVM keeps a log of its writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotFlags {
+    /// `KVM_MEM_READONLY`: reads are memory, writes become `KVM_EXIT_MMIO`. A ROM.
+    pub read_only: bool,
+    /// `KVM_MEM_LOG_DIRTY_PAGES`: KVM notes each page that the guest writes, for [`Vm::dirty_log`].
+    pub log_dirty: bool,
+}
+
+impl SlotFlags {
+    /// The `flags` field of `struct kvm_userspace_memory_region`.
+    fn bits(self) -> u32 {
+        let bit = |set, flag| if set { flag } else { 0 };
+        bit(self.read_only, KVM_MEM_READONLY) | bit(self.log_dirty, KVM_MEM_LOG_DIRTY_PAGES)
+    }
+}
+
+/// One memslot: some host memory and where the guest sees it.
+#[derive(Debug)]
+struct Slot {
+    region: Arc<GuestRegionMmap>,
+    flags: SlotFlags,
+}
+
+/// A memslot as [`Vm::slots`] describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// The slot's number.
+    pub slot: u32,
+    /// First guest-physical address.
+    pub start: GuestAddress,
+    /// Length in bytes.
+    pub size: u64,
+    /// Its flags.
+    pub flags: SlotFlags,
+    /// Where the same bytes stand in the monitor's own address space.
+    pub host: u64,
+}
+
+/// A virtual machine: its file descriptor and the memory that its slots point into.
+///
+/// The two live and die together: KVM keeps only the host *address* of a slot, so if that memory were
+/// unmapped while a vCPU runs, the guest would write into whatever the monitor maps there next. A
+/// [`crate`] vCPU holds the `Arc` of its `Vm` for the same reason.
+#[derive(Debug)]
+pub struct Vm {
+    // Dropped before `slots`: fields are dropped in the order in which they stand.
+    fd: VmFd,
+    slots: Mutex<BTreeMap<u32, Slot>>,
+}
+
+impl Vm {
+    /// Makes a VM without memory (`KVM_CREATE_VM`, KVM API 4.2) and tells KVM where it may put its own
+    /// pages.
+    pub fn new(kvm: &Kvm) -> Result<Arc<Self>, Error> {
+        let fd = crate::kvm::create_vm(kvm)?;
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(|source| Error::Ioctl { ioctl: "KVM_SET_IDENTITY_MAP_ADDR", source })?;
+        fd.set_tss_address(layout::KVM_TSS as usize)
+            .map_err(|source| Error::Ioctl { ioctl: "KVM_SET_TSS_ADDR", source })?;
+        Ok(Arc::new(Self { fd, slots: Mutex::default() }))
+    }
+
+    /// Makes a VM with `size` bytes of RAM laid out by [`layout::ram_ranges`], one memslot a range.
+    ///
+    /// `size` must be a multiple of 4 KiB. Nothing is allocated until the guest touches it.
+    pub fn with_ram(kvm: &Kvm, size: u64) -> Result<Arc<Self>, Error> {
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
+            return Err(Error::Size { found: size });
+        }
+        let vm = Self::new(kvm)?;
+        for (slot, (start, len)) in (0..).zip(layout::ram_ranges(size)) {
+            vm.add_slot(slot, start, len, SlotFlags::default())?;
+        }
+        Ok(vm)
+    }
+
+    /// The VM's file descriptor, for what later stages attach to it: vCPUs, irqchip, irqfds.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// Maps `size` bytes of fresh zeroed host memory and gives them to the guest at `start` as memslot
+    /// `slot` (`KVM_SET_USER_MEMORY_REGION`, KVM API 4.35).
+    pub fn add_slot(
+        &self,
+        slot: u32,
+        start: GuestAddress,
+        size: usize,
+        flags: SlotFlags,
+    ) -> Result<(), Error> {
+        let memory = MmapRegion::new(size).map_err(|source| Error::Map { size, source })?;
+        let region = GuestRegionMmap::new(memory, start)
+            .ok_or(Error::Range { start: start.0, size })
+            .map(Arc::new)?;
+        self.set(slot, region, flags)
+    }
+
+    /// Moves a slot: the same bytes appear at another guest-physical address.
+    pub fn move_slot(&self, slot: u32, to: GuestAddress) -> Result<(), Error> {
+        let (memory, flags) = {
+            let slots = self.lock();
+            let old = slots.get(&slot).ok_or(Error::NoSlot(slot))?;
+            (old.region.get_mmap(), old.flags)
+        };
+        let size = memory.size();
+        let region = GuestRegionMmap::with_arc(memory, to)
+            .ok_or(Error::Range { start: to.0, size })
+            .map(Arc::new)?;
+        self.set(slot, region, flags)
+    }
+
+    /// Changes a slot's flags; KVM allows that only for `log_dirty`.
+    pub fn set_flags(&self, slot: u32, flags: SlotFlags) -> Result<(), Error> {
+        let region = {
+            let slots = self.lock();
+            Arc::clone(&slots.get(&slot).ok_or(Error::NoSlot(slot))?.region)
+        };
+        self.set(slot, region, flags)
+    }
+
+    /// Deletes a slot: a size of 0 is how the ioctl says it. The guest finds a hole there afterwards.
+    pub fn delete_slot(&self, slot: u32) -> Result<(), Error> {
+        let mut slots = self.lock();
+        let start = slots.get(&slot).ok_or(Error::NoSlot(slot))?.region.start_addr().0;
+        self.ioctl(slot, start, 0, 0, SlotFlags::default())?;
+        // Only now may the memory go: KVM no longer points at it.
+        slots.remove(&slot);
+        Ok(())
+    }
+
+    /// The slots in the order of their numbers.
+    pub fn slots(&self) -> Vec<SlotInfo> {
+        self.lock()
+            .iter()
+            .map(|(&slot, Slot { region, flags })| SlotInfo {
+                slot,
+                start: region.start_addr(),
+                size: region.get_mmap().size() as u64,
+                flags: *flags,
+                host: region.get_mmap().as_ptr() as u64,
+            })
+            .collect()
+    }
+
+    /// All slots as one memory that the host's code addresses as the guest does. A view of the slots
+    /// as they are now: slots that come later are not in it.
+    pub fn ram(&self) -> Ram {
+        let mut regions: Vec<_> =
+            self.lock().values().map(|slot| Arc::clone(&slot.region)).collect();
+        regions.sort_by_key(|region| region.start_addr());
+        Ram::from_arc_regions(regions).unwrap_or_default()
+    }
+
+    /// The pages that the guest wrote since the last call, as page numbers from the slot's start
+    /// (`KVM_GET_DIRTY_LOG`, KVM API 4.8). The slot needs [`SlotFlags::log_dirty`].
+    pub fn dirty_log(&self, slot: u32) -> Result<Vec<u64>, Error> {
+        let slots = self.lock();
+        let size = slots.get(&slot).ok_or(Error::NoSlot(slot))?.region.get_mmap().size();
+        let bitmap = self
+            .fd
+            .get_dirty_log(slot, size)
+            .map_err(|source| Error::Ioctl { ioctl: "KVM_GET_DIRTY_LOG", source })?;
+        Ok((0u64..)
+            .step_by(64)
+            .zip(bitmap)
+            .flat_map(|(first, word)| {
+                (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| first + bit)
+            })
+            .collect())
+    }
+
+    /// Creates or changes a slot and keeps its memory alive.
+    fn set(&self, slot: u32, region: Arc<GuestRegionMmap>, flags: SlotFlags) -> Result<(), Error> {
+        let mut slots = self.lock();
+        let memory = region.get_mmap();
+        self.ioctl(
+            slot,
+            region.start_addr().0,
+            memory.size() as u64,
+            memory.as_ptr() as u64,
+            flags,
+        )?;
+        slots.insert(slot, Slot { region, flags });
+        Ok(())
+    }
+
+    /// `KVM_SET_USER_MEMORY_REGION`; the caller holds the lock and keeps what `host` points at.
+    fn ioctl(
+        &self,
+        slot: u32,
+        start: u64,
+        size: u64,
+        host: u64,
+        flags: SlotFlags,
+    ) -> Result<(), Error> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: flags.bits(),
+            guest_phys_addr: start,
+            memory_size: size,
+            userspace_addr: host,
+        };
+        // SAFETY: `host` is the start of `size` mapped bytes of an `MmapRegion` which `slots` keeps
+        // until KVM has been told to forget it (`delete_slot`), or, if it replaces an entry, which
+        // that entry already kept; the VM's descriptor is closed before `slots` is dropped.
+        #[expect(unsafe_code, reason = "KVM will write to host memory by its address")]
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(|source| Error::Slot {
+            slot,
+            start,
+            size,
+            source,
+        })
+    }
+
+    /// A thread that panicked while it held this lock left the map as it was before or after one
+    /// insertion, both of which are true.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,1 +1,287 @@
+//! Introduced by stage 03: a virtual CPU, its registers, and `KVM_RUN`.
+//!
+//! A vCPU is a file descriptor and a page of memory shared with KVM, `struct kvm_run`. [`Vcpu::run`] hands
+//! the host CPU to the guest; when the guest does something that KVM leaves to us, the call returns and
+//! the page says what it was. That is an [`Exit`], and a monitor is a loop around it.
 
+use std::sync::Arc;
+
+use kvm_bindings::{
+    CpuId, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_MAX_CPUID_ENTRIES, kvm_debug_exit_arch,
+    kvm_guest_debug, kvm_regs, kvm_run, kvm_sregs,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use thiserror::Error;
+use vm_memory::GuestAddress;
+
+use crate::error::{Blame, Blamed};
+use crate::memory::Vm;
+
+/// Why a vCPU could not be made, set up or run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// An ioctl of the vCPU, or the one that makes it, failed.
+    #[error("{ioctl} failed on vCPU {vcpu}: {source}")]
+    Ioctl {
+        /// Its name in the KVM API.
+        ioctl: &'static str,
+        /// The vCPU's number.
+        vcpu: u8,
+        /// The errno.
+        source: kvm_ioctls::Error,
+    },
+    /// The entry point of a real-mode program is out of reach of a 16-bit instruction pointer.
+    #[error("a real-mode program starts below 64 KiB, not at {0:#x}")]
+    RealModeEntry(u64),
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        Blame::Host
+    }
+}
+
+/// Why `KVM_RUN` came back: the part of `struct kvm_run` that the exit reason selects (KVM API,
+/// section 5).
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// `KVM_EXIT_IO`, out: the guest wrote to a port.
+    IoOut {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        size: usize,
+        /// What was written: `size` × count bytes, for `rep outs` arrives in one exit.
+        data: &'a [u8],
+    },
+    /// `KVM_EXIT_IO`, in: the guest reads from a port; fill `data` before the next run.
+    IoIn {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        size: usize,
+        /// To be filled: `size` × count bytes.
+        data: &'a mut [u8],
+    },
+    /// `KVM_EXIT_MMIO`, read: an access where no memslot is; fill `data` before the next run.
+    MmioRead {
+        /// Guest-physical address.
+        addr: u64,
+        /// To be filled: 1 to 8 bytes.
+        data: &'a mut [u8],
+    },
+    /// `KVM_EXIT_MMIO`, write: to where no memslot is, or to a read-only one.
+    MmioWrite {
+        /// Guest-physical address.
+        addr: u64,
+        /// What was written: 1 to 8 bytes.
+        data: &'a [u8],
+    },
+    /// `KVM_EXIT_HLT`: the guest executed HLT and no in-kernel irqchip waits on its behalf.
+    Hlt,
+    /// `KVM_EXIT_SHUTDOWN`: a triple fault.
+    Shutdown,
+    /// `KVM_EXIT_FAIL_ENTRY`: the processor refused the state that the guest was to start in.
+    FailEntry {
+        /// The hardware's reason: on Intel the VM-entry failure, on AMD the VMEXIT code.
+        reason: u64,
+        /// The host CPU on which it happened.
+        cpu: u32,
+    },
+    /// `KVM_EXIT_INTERNAL_ERROR`: KVM itself could not go on.
+    InternalError(InternalError),
+    /// `KVM_EXIT_DEBUG`: a single step or a breakpoint.
+    Debug(kvm_debug_exit_arch),
+    /// `KVM_EXIT_SYSTEM_EVENT`: the guest asked the platform for reset or power-off.
+    SystemEvent {
+        /// `KVM_SYSTEM_EVENT_*`.
+        kind: u32,
+    },
+    /// `KVM_RUN` was interrupted by a signal or by `immediate_exit` before the guest did anything.
+    Interrupted,
+    /// Any other reason, by its number in the KVM API.
+    Other(u32),
+}
+
+/// What `KVM_EXIT_INTERNAL_ERROR` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InternalError {
+    /// `KVM_INTERNAL_ERROR_*`.
+    pub suberror: u32,
+    /// More words, their meaning depending on `suberror`.
+    pub data: Vec<u64>,
+}
+
+impl InternalError {
+    /// The suberror's name in the KVM API.
+    pub fn name(&self) -> &'static str {
+        match self.suberror {
+            KVM_INTERNAL_ERROR_EMULATION => "KVM_INTERNAL_ERROR_EMULATION",
+            KVM_INTERNAL_ERROR_SIMUL_EX => "KVM_INTERNAL_ERROR_SIMUL_EX",
+            KVM_INTERNAL_ERROR_DELIVERY_EV => "KVM_INTERNAL_ERROR_DELIVERY_EV",
+            KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => {
+                "KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON"
+            }
+            _ => "an unknown KVM_INTERNAL_ERROR",
+        }
+    }
+}
+
+/// A virtual CPU. It keeps its VM, and so the memory that the guest runs in, alive.
+#[derive(Debug)]
+pub struct Vcpu {
+    // Dropped before `vm`: fields are dropped in the order in which they stand.
+    fd: VcpuFd,
+    vm: Arc<Vm>,
+    id: u8,
+}
+
+impl Vcpu {
+    /// Makes vCPU number `id`, in the state that a processor has after reset (`KVM_CREATE_VCPU`, KVM
+    /// API 4.7; Intel SDM vol. 3, 10.1.1 "Processor State After Reset").
+    pub fn new(vm: &Arc<Vm>, id: u8) -> Result<Self, Error> {
+        let fd = vm.fd().create_vcpu(id.into()).map_err(|source| Error::Ioctl {
+            ioctl: "KVM_CREATE_VCPU",
+            vcpu: id,
+            source,
+        })?;
+        Ok(Self { fd, vm: Arc::clone(vm), id })
+    }
+
+    /// Its number, which is also its initial APIC ID.
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// The VM that it belongs to.
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
+    /// The vCPU's file descriptor, for ioctls that have no method here.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Tells the guest what its processor can do: all that KVM supports on this host
+    /// (`KVM_GET_SUPPORTED_CPUID`, KVM API 4.46; `KVM_SET_CPUID2`, 4.47). Comes before MSRs and modes
+    /// which depend on it, long mode among them.
+    pub fn set_supported_cpuid(&self, kvm: &Kvm) -> Result<CpuId, Error> {
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|source| self.failed("KVM_GET_SUPPORTED_CPUID", source))?;
+        self.fd.set_cpuid2(&cpuid).map_err(|source| self.failed("KVM_SET_CPUID2", source))?;
+        Ok(cpuid)
+    }
+
+    /// The general registers, RIP and RFLAGS (`KVM_GET_REGS`, KVM API 4.11).
+    pub fn regs(&self) -> Result<kvm_regs, Error> {
+        self.fd.get_regs().map_err(|source| self.failed("KVM_GET_REGS", source))
+    }
+
+    /// Sets them (`KVM_SET_REGS`, KVM API 4.12).
+    pub fn set_regs(&self, regs: &kvm_regs) -> Result<(), Error> {
+        self.fd.set_regs(regs).map_err(|source| self.failed("KVM_SET_REGS", source))
+    }
+
+    /// The special registers: segments, descriptor tables, control registers, EFER (`KVM_GET_SREGS`,
+    /// KVM API 4.13).
+    pub fn sregs(&self) -> Result<kvm_sregs, Error> {
+        self.fd.get_sregs().map_err(|source| self.failed("KVM_GET_SREGS", source))
+    }
+
+    /// Sets them (`KVM_SET_SREGS`, KVM API 4.14).
+    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), Error> {
+        self.fd.set_sregs(sregs).map_err(|source| self.failed("KVM_SET_SREGS", source))
+    }
+
+    /// Leaves the reset state for a flat 16-bit program at `entry`: all segments start at 0, the stack
+    /// grows down from the program's first byte.
+    ///
+    /// After reset CS has base 0xFFFF0000, so that the first instruction comes from a ROM at the top of
+    /// the address space; stage 07 starts there. Here there is no ROM yet.
+    pub fn start_real_mode(&self, entry: GuestAddress) -> Result<(), Error> {
+        if entry.0 > 0xFFFF {
+            return Err(Error::RealModeEntry(entry.0));
+        }
+        let mut sregs = self.sregs()?;
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        self.set_sregs(&sregs)?;
+        // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3).
+        self.set_regs(&kvm_regs { rip: entry.0, rsp: entry.0, rflags: 0x2, ..Default::default() })
+    }
+
+    /// Has KVM return with [`Exit::Debug`] after every instruction, or no longer
+    /// (`KVM_SET_GUEST_DEBUG`, KVM API 4.87).
+    pub fn set_single_step(&self, on: bool) -> Result<(), Error> {
+        let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
+        self.fd
+            .set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
+            .map_err(|source| self.failed("KVM_SET_GUEST_DEBUG", source))
+    }
+
+    /// Runs the guest until it needs us (`KVM_RUN`, KVM API 4.10).
+    ///
+    /// KVM finishes the instruction behind an [`Exit::IoIn`] or an [`Exit::MmioRead`] only at the next call,
+    /// with the bytes that the caller put into `data`.
+    pub fn run(&mut self) -> Result<Exit<'_>, Error> {
+        let vcpu = self.id;
+        let page: *const kvm_run = self.fd.get_kvm_run();
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+                return Ok(Exit::Interrupted);
+            }
+            Err(source) => return Err(Error::Ioctl { ioctl: "KVM_RUN", vcpu, source }),
+        };
+        Ok(match exit {
+            VcpuExit::IoOut(port, data) => Exit::IoOut { port, size: io_size(page), data },
+            VcpuExit::IoIn(port, data) => Exit::IoIn { port, size: io_size(page), data },
+            VcpuExit::MmioRead(addr, data) => Exit::MmioRead { addr, data },
+            VcpuExit::MmioWrite(addr, data) => Exit::MmioWrite { addr, data },
+            VcpuExit::Hlt => Exit::Hlt,
+            VcpuExit::Shutdown => Exit::Shutdown,
+            VcpuExit::FailEntry(reason, cpu) => Exit::FailEntry { reason, cpu },
+            VcpuExit::InternalError => Exit::InternalError(internal_error(page)),
+            VcpuExit::Debug(what) => Exit::Debug(what),
+            VcpuExit::SystemEvent(kind, _) => Exit::SystemEvent { kind },
+            VcpuExit::Intr => Exit::Interrupted,
+            VcpuExit::Unsupported(reason) => Exit::Other(reason),
+            _ => Exit::Other(exit_reason(page)),
+        })
+    }
+
+    fn failed(&self, ioctl: &'static str, source: kvm_ioctls::Error) -> Error {
+        Error::Ioctl { ioctl, vcpu: self.id, source }
+    }
+}
+
+/// The bytes of one access of a `KVM_EXIT_IO`, which kvm-ioctls folds into the length of the data.
+#[expect(unsafe_code, reason = "struct kvm_run is a page shared with the kernel")]
+fn io_size(page: *const kvm_run) -> usize {
+    debug_assert_eq!(exit_reason(page), KVM_EXIT_IO);
+    // SAFETY: `page` is the vCPU's mapped kvm_run page, which lives as long as its `VcpuFd`; the exit
+    // reason says that the union holds `io`, all of whose bit patterns are valid.
+    let size = unsafe { (*page).__bindgen_anon_1.io.size };
+    usize::from(size)
+}
+
+/// The exit reason's number.
+#[expect(unsafe_code, reason = "struct kvm_run is a page shared with the kernel")]
+fn exit_reason(page: *const kvm_run) -> u32 {
+    // SAFETY: as in `io_size`; the field is outside the union.
+    unsafe { (*page).exit_reason }
+}
+
+/// What the union holds on `KVM_EXIT_INTERNAL_ERROR`.
+#[expect(unsafe_code, reason = "struct kvm_run is a page shared with the kernel")]
+fn internal_error(page: *const kvm_run) -> InternalError {
+    debug_assert_eq!(exit_reason(page), KVM_EXIT_INTERNAL_ERROR);
+    // SAFETY: as in `io_size`, with the union holding `internal`.
+    let internal = unsafe { (*page).__bindgen_anon_1.internal };
+    let count = (internal.ndata as usize).min(internal.data.len());
+    InternalError { suberror: internal.suberror, data: internal.data[..count].to_vec() }
+}
