@@ -43,7 +43,9 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage03")]
         vcpu,
         #[cfg(feature = "stage04")]
-        bus
+        bus,
+        #[cfg(feature = "stage05")]
+        irqfd
     );
     let _ = error;
     None

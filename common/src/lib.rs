@@ -6,6 +6,7 @@
 //! | 02 | [`layout`], [`memory`] |
 //! | 03 | [`vcpu`] |
 //! | 04 | [`bus`] |
+//! | 05 | [`irqfd`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -25,3 +26,6 @@ pub mod vcpu;
 
 #[cfg(feature = "stage04")]
 pub mod bus;
+
+#[cfg(feature = "stage05")]
+pub mod irqfd;
