@@ -1,0 +1,198 @@
+//! A program on a pseudo-terminal: the test waits for what it prints and types the answers.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+use crate::{Program, TICK, described, keep};
+
+/// A program that runs on a terminal of its own, as its session's controlling one: Ctrl-C and changes of
+/// the window's size reach it as signals. It is killed when the dialogue is dropped.
+#[derive(Debug)]
+pub struct Dialogue {
+    child: Child,
+    // The end of the terminal where the keyboard and the screen would be.
+    screen: File,
+    // The program's end, held open so that the terminal's modes can be read after its end.
+    terminal: OwnedFd,
+    command: String,
+    program: Program,
+    printed: Vec<u8>,
+    // Up to where `expect` has looked.
+    seen: usize,
+}
+
+impl Dialogue {
+    #[track_caller]
+    pub(crate) fn start(program: Program) -> Self {
+        match Self::try_start(program) {
+            Ok(dialogue) => dialogue,
+            Err(error) => panic!("a program on a terminal cannot be started: {error}"),
+        }
+    }
+
+    #[expect(unsafe_code, reason = "a controlling terminal is set between fork and exec")]
+    fn try_start(mut program: Program) -> io::Result<Self> {
+        let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&screen)?;
+        unlockpt(&screen)?;
+        let terminal = ioctl_tiocgptpeer(
+            &screen,
+            OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+        )?;
+        tcsetwinsize(&screen, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 })?;
+        let end = || terminal.try_clone().map(Stdio::from);
+        program.command.stdin(end()?).stdout(end()?).stderr(end()?).env("TERM", "xterm-256color");
+        // SAFETY: between fork and exec only these two system calls are made, which allocate nothing and
+        // take no lock.
+        unsafe {
+            program.command.pre_exec(|| {
+                rustix::process::setsid()?;
+                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+                Ok(())
+            });
+        }
+        Ok(Self {
+            child: program.command.spawn()?,
+            screen: screen.into(),
+            terminal,
+            command: described(&program.command),
+            program,
+            printed: Vec::new(),
+            seen: 0,
+        })
+    }
+
+    /// Waits until `text` has been printed since the last `expect`. Panics with everything that was
+    /// printed if it does not come in time.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) -> &mut Self {
+        let deadline = Instant::now() + self.program.patience;
+        loop {
+            if let Some(at) = find(&self.printed[self.seen..], text.as_bytes()) {
+                self.seen += at + text.len();
+                return self;
+            }
+            if Instant::now() >= deadline {
+                self.fail(&format!("{text:?} was not printed within {:?}", self.program.patience));
+            }
+            if !self.read() && matches!(self.child.try_wait(), Ok(Some(_))) && !self.read() {
+                if find(&self.printed[self.seen..], text.as_bytes()).is_some() {
+                    continue;
+                }
+                self.fail(&format!("it ended without having printed {text:?}"));
+            }
+        }
+    }
+
+    /// Types `keys`. Control characters are written as such: `"\x03"` is Ctrl-C, `"\x04"` Ctrl-D.
+    #[track_caller]
+    pub fn send(&mut self, keys: &str) -> &mut Self {
+        if let Err(error) = self.screen.write_all(keys.as_bytes()) {
+            self.fail(&format!("{keys:?} cannot be typed: {error}"));
+        }
+        self
+    }
+
+    /// Changes the size of the window; the program gets `SIGWINCH`.
+    #[track_caller]
+    pub fn resize(&mut self, rows: u16, columns: u16) -> &mut Self {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        if let Err(error) = tcsetwinsize(&self.screen, size) {
+            self.fail(&format!("the window cannot be resized: {error}"));
+        }
+        self
+    }
+
+    /// Whether the terminal is in raw mode: keys neither echoed nor gathered to lines. A program that
+    /// changes the modes has to restore them whatever happens.
+    #[track_caller]
+    pub fn is_raw(&self) -> bool {
+        match tcgetattr(&self.terminal) {
+            Ok(modes) => !modes.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO),
+            Err(error) => self.fail(&format!("the terminal has no modes: {error}")),
+        }
+    }
+
+    /// The program's process ID, to send it signals.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that was printed so far, as text with the terminal's line ends (`\r\n`).
+    pub fn printed(&self) -> String {
+        String::from_utf8_lossy(&self.printed).into_owned()
+    }
+
+    /// Waits for the program's end and gives its exit code, or -1 if a signal ended it. Panics with
+    /// everything that was printed if it does not end in time.
+    #[track_caller]
+    pub fn end(&mut self) -> i32 {
+        let deadline = Instant::now() + self.program.patience;
+        loop {
+            // What it prints has to be taken from the terminal, or it would wait for us.
+            let more = self.read();
+            match self.child.try_wait() {
+                Ok(Some(status)) if !more => return status.code().unwrap_or(-1),
+                _ if Instant::now() >= deadline => {
+                    self.fail(&format!("it did not end within {:?}", self.program.patience))
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Fails the test with all that the program printed.
+    #[track_caller]
+    pub fn fail(&self, why: &str) -> ! {
+        panic!(
+            "{why}\n  command: {}\n  printed:\n{}\n{}",
+            self.command,
+            crate::indented(&self.printed().replace('\r', "")),
+            keep(&[("terminal", &self.printed)]),
+        );
+    }
+
+    /// Takes what is there, after a moment of waiting for it. Whether there was anything.
+    fn read(&mut self) -> bool {
+        let moment = Timespec::try_from(TICK).expect("a few milliseconds");
+        let mut fds = [PollFd::new(&self.screen, PollFlags::IN)];
+        match poll(&mut fds, Some(&moment)) {
+            Ok(1..) => {}
+            _ => return false,
+        }
+        let mut buffer = [0; 4096];
+        match self.screen.read(&mut buffer) {
+            Ok(len) => {
+                self.printed.extend(&buffer[..len]);
+                len > 0
+            }
+            Err(_) => {
+                // EIO: the program has closed its end.
+                thread::sleep(TICK);
+                false
+            }
+        }
+    }
+}
+
+impl Drop for Dialogue {
+    fn drop(&mut self) {
+        // Errors mean that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where `needle` begins in `bytes`.
+fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    bytes.windows(needle.len().max(1)).position(|window| window == needle)
+}
