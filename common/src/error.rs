@@ -45,7 +45,9 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage04")]
         bus,
         #[cfg(feature = "stage05")]
-        irqfd
+        irqfd,
+        #[cfg(feature = "stage06")]
+        long_mode
     );
     let _ = error;
     None

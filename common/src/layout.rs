@@ -4,10 +4,16 @@
 //!  guest-physical
 //!  0x0_0000_0000  +--------------------------+
 //!                 | real-mode IVT, BDA       |
+//!          0x500  | GDT                      |  BOOT_GDT          06, 08: long mode
 //!         0x1000  | flat guests of 03 to 05  |  PROGRAM
-//!         0x7C00  | boot sector              |  BOOT_SECTOR
-//!        0xA_0000 +--------------------------+
+//!         0x7000  | boot_params              |  BOOT_PARAMS       08: Linux
+//!         0x7C00  | boot sector              |  BOOT_SECTOR       07: what a BIOS loads
+//!         0x9000  | page tables              |  BOOT_PAGE_TABLES  06, 08: long mode
+//!        0x2_0000 | kernel command line      |  CMDLINE           08: Linux
+//!        0x9_FC00 | extended BIOS data       |  EBDA
+//!        0xA_0000 +--------------------------+  VGA_HOLE
 //!        0xB_8000 | text screen (MMIO)       |  TEXT_SCREEN
+//!        0xE_0000 | ACPI tables              |  ACPI_TABLES       08: Linux
 //!        0xF_0000 | BIOS area                |
 //!       0x10_0000 +--------------------------+
 //!                 | RAM below the hole       |  HIGH_MEMORY
@@ -31,6 +37,38 @@ pub const PAGE_SIZE: u64 = 0x1000;
 /// Where the flat guests of stages 03 to 05 are loaded: above the real-mode IVT (0 to 0x3FF) and the
 /// BIOS data area, at a segment boundary that a 16-bit program reaches as 0x0100:0.
 pub const PROGRAM: GuestAddress = GuestAddress(0x1000);
+
+/// The descriptor table with which a 64-bit guest starts: 4 entries of 8 bytes, behind the BIOS data
+/// area.
+pub const BOOT_GDT: GuestAddress = GuestAddress(0x500);
+
+/// The page tables with which a 64-bit guest starts: 6 pages.
+pub const BOOT_PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
+
+/// The page of parameters that a boot loader fills for Linux: `struct boot_params`, the "zero page".
+pub const BOOT_PARAMS: GuestAddress = GuestAddress(0x7000);
+
+/// Where a BIOS loads the first sector of a disk, and jumps to (stage 07).
+pub const BOOT_SECTOR: GuestAddress = GuestAddress(0x7C00);
+
+/// The Linux kernel's command line, up to [`CMDLINE_SIZE`] bytes with its NUL.
+pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+
+/// How much room there is for it.
+pub const CMDLINE_SIZE: u64 = 0x1_0000;
+
+/// End of the RAM below 1 MiB that a PC gives to its software: here the extended BIOS data area begins.
+pub const EBDA: GuestAddress = GuestAddress(0x9_FC00);
+
+/// Where a PC has no RAM, but its video card.
+pub const VGA_HOLE: GuestAddress = GuestAddress(0xA_0000);
+
+/// The ACPI tables, where a kernel that is told nothing looks for them as well (ACPI 6.5, 5.2.5.1
+/// "Finding the RSDP on IA-PC Systems").
+pub const ACPI_TABLES: GuestAddress = GuestAddress(0xE_0000);
+
+/// How much room there is for them.
+pub const ACPI_TABLES_SIZE: u64 = 0x1_0000;
 
 /// The first address above the first megabyte, where an ISA PC's "extended memory" begins.
 pub const HIGH_MEMORY: GuestAddress = GuestAddress(0x10_0000);

@@ -7,6 +7,7 @@
 //! | 03 | [`vcpu`] |
 //! | 04 | [`bus`] |
 //! | 05 | [`irqfd`] |
+//! | 06 | [`long_mode`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -29,3 +30,6 @@ pub mod bus;
 
 #[cfg(feature = "stage05")]
 pub mod irqfd;
+
+#[cfg(feature = "stage06")]
+pub mod long_mode;

@@ -1,0 +1,209 @@
+//! Introduced by stage 06: 64-bit mode, entered from the host.
+//!
+//! A processor wakes up in real mode and climbs to long mode through a dozen instructions. A monitor
+//! need not watch that: it may write the state in which the climb ends. That state is page tables and
+//! a descriptor table in guest memory, and a few registers that name them and agree with each other.
+
+use kvm_bindings::{kvm_regs, kvm_segment};
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::error::{Blame, Blamed};
+use crate::layout::{BOOT_GDT, BOOT_PAGE_TABLES, PAGE_SIZE};
+use crate::memory::Ram;
+use crate::vcpu::{self, Vcpu};
+
+/// Selector of the 64-bit code segment: the one that Linux calls `__BOOT_CS` and asks for (Linux boot
+/// protocol, 1.15 "64-bit Boot Protocol").
+pub const CODE: u16 = 0x10;
+
+/// Selector of the data segment, Linux's `__BOOT_DS`.
+pub const DATA: u16 = 0x18;
+
+/// How much of the start of guest-physical memory [`enter`] maps to itself: 4 GiB.
+pub const IDENTITY_MAPPED: u64 = 4 << 30;
+
+/// Why long mode could not be prepared.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The page tables or the GDT don't fit into the guest's RAM.
+    #[error("the GDT and page tables of a 64-bit guest need RAM from 0x500 to 0xF000: {0}")]
+    Ram(#[from] GuestMemoryError),
+    /// An ioctl of the vCPU failed.
+    #[error(transparent)]
+    Vcpu(#[from] vcpu::Error),
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Ram(_) => Blame::Input,
+            Self::Vcpu(error) => error.blame(),
+        }
+    }
+}
+
+// Entries of page tables (Intel SDM vol. 3, 5.5 "4-Level Paging"; AMD APM vol. 2, 5.3).
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+/// In a page directory: the entry maps 2 MiB itself.
+const LARGE: u64 = 1 << 7;
+
+const ENTRIES: u64 = 512;
+const LARGE_PAGE: u64 = 2 << 20;
+const DIRECTORIES: u64 = IDENTITY_MAPPED / (ENTRIES * LARGE_PAGE);
+/// One PML4, one page-directory-pointer table, and a page directory for each GiB.
+const TABLES_SIZE: u64 = (2 + DIRECTORIES) * PAGE_SIZE;
+const _: () = assert!(BOOT_GDT.0 == 0x500 && BOOT_PAGE_TABLES.0 + TABLES_SIZE == 0xF000);
+
+// Control registers and EFER (Intel SDM vol. 3, 2.5 and 2.2.1).
+const CR0_PE: u64 = 1 << 0;
+const CR0_ET: u64 = 1 << 4;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+
+/// Writes page tables that map the first 4 GiB of guest-physical memory to themselves, in pages of
+/// 2 MiB, at [`BOOT_PAGE_TABLES`]. Returns the PML4's address, for CR3.
+pub fn write_identity_map(ram: &Ram) -> Result<GuestAddress, Error> {
+    let pml4 = BOOT_PAGE_TABLES.0;
+    let pdpt = pml4 + PAGE_SIZE;
+    let first_directory = pdpt + PAGE_SIZE;
+    let table = |entries: &mut dyn Iterator<Item = u64>| -> Vec<u8> {
+        let mut bytes: Vec<u8> = entries.flat_map(u64::to_le_bytes).collect();
+        bytes.resize(PAGE_SIZE as usize, 0);
+        bytes
+    };
+    let pointer = |to: u64| to | PRESENT | WRITABLE;
+    ram.write_slice(&table(&mut [pointer(pdpt)].into_iter()), GuestAddress(pml4))?;
+    let directories = (0..DIRECTORIES).map(|i| first_directory + i * PAGE_SIZE);
+    ram.write_slice(&table(&mut directories.clone().map(pointer)), GuestAddress(pdpt))?;
+    for (gib, directory) in (0..).zip(directories) {
+        let pages = (gib * ENTRIES..(gib + 1) * ENTRIES).map(|page| page * LARGE_PAGE);
+        let mut entries = pages.map(|page| page | PRESENT | WRITABLE | LARGE);
+        ram.write_slice(&table(&mut entries), GuestAddress(directory))?;
+    }
+    Ok(GuestAddress(pml4))
+}
+
+/// Puts the vCPU into 64-bit mode, ring 0, interrupts off, with the first 4 GiB mapped to themselves,
+/// and with `regs`, whose `rip` is where the guest starts.
+///
+/// Uses guest memory at [`BOOT_GDT`] and [`BOOT_PAGE_TABLES`]; the guest may reuse it once it has
+/// tables of its own. The vCPU's CPUID must have been set: without it, it has no long mode.
+///
+/// KVM checks that the bits agree: EFER.LME and LMA, CR4.PAE, CR0.PE and PG, and a code segment with L
+/// set (Intel SDM vol. 3, 11.8.5 "Initializing IA-32e Mode").
+pub fn enter(vcpu: &Vcpu, ram: &Ram, regs: kvm_regs) -> Result<(), Error> {
+    let code = segment(CODE, true);
+    let data = segment(DATA, false);
+    let gdt = [0, 0, descriptor(&code), descriptor(&data)];
+    let gdt_bytes: Vec<u8> = gdt.into_iter().flat_map(u64::to_le_bytes).collect();
+    ram.write_slice(&gdt_bytes, BOOT_GDT)?;
+
+    let mut sregs = vcpu.sregs()?;
+    sregs.cr3 = write_identity_map(ram)?.0;
+    sregs.cr4 = CR4_PAE;
+    sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
+    sregs.efer = EFER_LME | EFER_LMA;
+    sregs.gdt.base = BOOT_GDT.0;
+    sregs.gdt.limit = gdt_bytes.len() as u16 - 1;
+    // The loader gives no IDT: until the guest has its own, an exception is a triple fault.
+    sregs.idt.base = 0;
+    sregs.idt.limit = 0;
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+    (sregs.fs, sregs.gs) = (data, data);
+    vcpu.set_sregs(&sregs)?;
+    // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3); IF is clear.
+    vcpu.set_regs(&kvm_regs { rflags: 0x2, ..regs })?;
+    Ok(())
+}
+
+/// A flat segment of ring 0, as the processor holds it once a selector is loaded.
+fn segment(selector: u16, code: bool) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: 0xFFFF_FFFF,
+        selector,
+        // Accessed, and readable code or writable data (Intel SDM vol. 3, 3.4.5.1).
+        type_: if code { 0xB } else { 0x3 },
+        present: 1,
+        dpl: 0,
+        // In 64-bit code, L is set and D must not be.
+        db: u8::from(!code),
+        s: 1,
+        l: u8::from(code),
+        g: 1,
+        ..Default::default()
+    }
+}
+
+/// The same segment as its 8 bytes in a GDT (Intel SDM vol. 3, figure 3-8).
+fn descriptor(segment: &kvm_segment) -> u64 {
+    let bits = |value: u8, shift: u32| u64::from(value) << shift;
+    // With G set the limit counts pages.
+    let limit = u64::from(segment.limit >> if segment.g == 1 { 12 } else { 0 });
+    limit & 0xFFFF
+        | (segment.base & 0xFF_FFFF) << 16
+        | bits(segment.type_, 40)
+        | bits(segment.s, 44)
+        | bits(segment.dpl, 45)
+        | bits(segment.present, 47)
+        | (limit >> 16 & 0xF) << 48
+        | bits(segment.avl, 52)
+        | bits(segment.l, 53)
+        | bits(segment.db, 54)
+        | bits(segment.g, 55)
+        | (segment.base >> 24 & 0xFF) << 56
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Walks the tables as the processor does.
+    fn translate(ram: &Ram, cr3: GuestAddress, virt: u64) -> Option<u64> {
+        let mut table = cr3.0;
+        for level in [39, 30, 21] {
+            let at = GuestAddress(table + (virt >> level & 511) * 8);
+            let entry: u64 = ram.read_obj(at).unwrap();
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            assert_ne!(entry & WRITABLE, 0);
+            table = entry & !0xFFF;
+            if entry & LARGE != 0 {
+                assert_eq!(level, 21, "only directories map pages here");
+                return Some((entry & !0x1F_FFFF) | (virt & 0x1F_FFFF));
+            }
+        }
+        panic!("no tables below the directories");
+    }
+
+    #[test]
+    fn the_first_four_gib_map_to_themselves_and_nothing_else_maps() {
+        let ram = Ram::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
+        let cr3 = write_identity_map(&ram).unwrap();
+        for addr in [0, 0xFFF, 0x20_0000, 0x3FFF_FFFF, 0x4000_0000, 0xFEE0_0123, 0xFFFF_FFFF] {
+            assert_eq!(translate(&ram, cr3, addr), Some(addr), "{addr:#x}");
+        }
+        for addr in [0x1_0000_0000, 0x80_0000_0000, 0x7FFF_FFFF_F000] {
+            assert_eq!(translate(&ram, cr3, addr), None, "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn memory_too_small_for_the_tables_is_an_error() {
+        let ram = Ram::from_ranges(&[(GuestAddress(0), 0x9000)]).unwrap();
+        assert!(matches!(write_identity_map(&ram), Err(Error::Ram(_))));
+    }
+
+    #[test]
+    fn descriptors_are_the_ones_that_linux_uses() {
+        // GDT_ENTRY_BOOT_CS and _DS of Linux's arch/x86/boot/compressed/head_64.S.
+        assert_eq!(descriptor(&segment(CODE, true)), 0x00AF_9B00_0000_FFFF);
+        assert_eq!(descriptor(&segment(DATA, false)), 0x00CF_9300_0000_FFFF);
+    }
+}
