@@ -1,0 +1,141 @@
+//! Introduced by stage 03: the files that guests are made of, opened without surprises.
+//!
+//! What a user names may be a directory, a FIFO that never delivers, or a device. A guest's program, kernel or
+//! disk is a regular file with at least one byte; anything else is refused before it is read.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::error::{Blame, Blamed};
+
+/// Why a file cannot be used. The text says nothing of its name: the caller knows it.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// `open` failed.
+    #[error("{}", explain(.0))]
+    Open(io::Error),
+    /// It is something else than a regular file.
+    #[error("this is {0}, expected a regular file")]
+    NotRegular(&'static str),
+    /// It has no byte.
+    #[error("the file is empty")]
+    Empty,
+    /// It has more bytes than its use allows.
+    #[error("the file has {found} bytes, expected at most {most}")]
+    TooLong {
+        /// Its length in bytes.
+        found: u64,
+        /// The most that is allowed.
+        most: u64,
+    },
+    /// Reading failed, or the file became shorter meanwhile.
+    #[error("cannot read the file: {0}")]
+    Read(io::Error),
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        Blame::Input
+    }
+}
+
+/// The system's words without its number.
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".into(),
+        io::ErrorKind::PermissionDenied => "no permission to open the file".into(),
+        _ => format!("cannot open the file: {error}"),
+    }
+}
+
+/// Opens a regular file that is not empty, for reading, and gives its length in bytes.
+pub fn open(path: &Path) -> Result<(File, u64), Error> {
+    open_with(path, OpenOptions::new().read(true))
+}
+
+/// The same with other options, such as writing.
+pub fn open_with(path: &Path, options: &mut OpenOptions) -> Result<(File, u64), Error> {
+    // A FIFO without a writer would block `open` itself. O_NONBLOCK means nothing to a regular file.
+    let file = options.custom_flags(libc::O_NONBLOCK).open(path).map_err(|error| {
+        match path.metadata() {
+            // Opened for writing, a directory is an error already.
+            Ok(meta) if !meta.is_file() => Error::NotRegular(kind(meta.file_type())),
+            _ => Error::Open(error),
+        }
+    })?;
+    let meta = file.metadata().map_err(Error::Open)?;
+    if !meta.is_file() {
+        return Err(Error::NotRegular(kind(meta.file_type())));
+    }
+    match meta.len() {
+        0 => Err(Error::Empty),
+        len => Ok((file, len)),
+    }
+}
+
+/// Reads a whole file of at most `most` bytes. Nothing is allocated for a longer one.
+pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
+    let (file, found) = open(path)?;
+    if found > most {
+        return Err(Error::TooLong { found, most });
+    }
+    let mut bytes = Vec::with_capacity(found as usize);
+    io::Read::read_to_end(&mut io::Read::take(file, most), &mut bytes).map_err(Error::Read)?;
+    if bytes.is_empty() { Err(Error::Empty) } else { Ok(bytes) }
+}
+
+fn kind(kind: std::fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_block_device() || kind.is_char_device() {
+        "a device"
+    } else {
+        "no file"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_with_content_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("empty"), []).unwrap();
+        std::fs::write(at("four"), b"four").unwrap();
+        assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+
+        let text = |path: &Path| open(path).unwrap_err().to_string();
+        assert_eq!(text(&at("none")), "there is no such file");
+        assert_eq!(text(&at("empty")), "the file is empty");
+        assert_eq!(text(dir.path()), "this is a directory, expected a regular file");
+        assert_eq!(text(&at("fifo")), "this is a FIFO, expected a regular file");
+        assert_eq!(text(Path::new("/dev/zero")), "this is a device, expected a regular file");
+        assert_eq!(open(&at("four")).unwrap().1, 4);
+
+        let writable = open_with(dir.path(), OpenOptions::new().read(true).write(true));
+        assert!(matches!(writable, Err(Error::NotRegular("a directory"))));
+    }
+
+    #[test]
+    fn a_huge_file_is_refused_before_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let huge = dir.path().join("huge");
+        File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+        assert!(matches!(read(&huge, 1 << 20), Err(Error::TooLong { most: 0x10_0000, .. })));
+        std::fs::write(&huge, b"small").unwrap();
+        assert_eq!(read(&huge, 5).unwrap(), b"small");
+        assert!(matches!(read(&huge, 4), Err(Error::TooLong { found: 5, most: 4 })));
+    }
+}
