@@ -47,6 +47,10 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage04")]
         bus,
         #[cfg(feature = "stage05")]
+        coalesced,
+        #[cfg(feature = "stage05")]
+        ioeventfd,
+        #[cfg(feature = "stage05")]
         irqfd,
         #[cfg(feature = "stage06")]
         long_mode

@@ -6,7 +6,7 @@
 //! | 02 | [`layout`], [`memory`] |
 //! | 03 | [`file`], [`vcpu`] |
 //! | 04 | [`bus`] |
-//! | 05 | [`irqfd`] |
+//! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`long_mode`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
@@ -31,7 +31,17 @@ pub mod vcpu;
 pub mod bus;
 
 #[cfg(feature = "stage05")]
+pub mod coalesced;
+#[cfg(feature = "stage05")]
+pub mod doorbell;
+#[cfg(feature = "stage05")]
+pub mod ioeventfd;
+#[cfg(feature = "stage05")]
 pub mod irqfd;
+#[cfg(feature = "stage05")]
+pub mod scratch;
+#[cfg(feature = "stage05")]
+pub mod text_screen;
 
 #[cfg(feature = "stage06")]
 pub mod long_mode;
