@@ -53,6 +53,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage05")]
         irqfd,
         #[cfg(feature = "stage06")]
+        elf,
+        #[cfg(feature = "stage06")]
         long_mode
     );
     let _ = error;

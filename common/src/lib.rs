@@ -7,7 +7,7 @@
 //! | 03 | [`file`], [`vcpu`] |
 //! | 04 | [`bus`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
-//! | 06 | [`long_mode`] |
+//! | 06 | [`e820`], [`elf`], [`long_mode`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -43,5 +43,9 @@ pub mod scratch;
 #[cfg(feature = "stage05")]
 pub mod text_screen;
 
+#[cfg(feature = "stage06")]
+pub mod e820;
+#[cfg(feature = "stage06")]
+pub mod elf;
 #[cfg(feature = "stage06")]
 pub mod long_mode;

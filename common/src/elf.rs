@@ -1,0 +1,300 @@
+//! Introduced by stage 06: ELF, the file format of kernels: read the program headers, copy the segments.
+//!
+//! A linker leaves a list of *program headers* at the start of the file. Each `PT_LOAD` says: these
+//! bytes of the file go to that address, and up to so many bytes after them are zero. (System V ABI,
+//! "Program Loading".)
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+
+use linux_loader::elf::{
+    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD,
+};
+use thiserror::Error;
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
+
+use crate::error::{Blame, Blamed};
+use crate::memory::Ram;
+
+/// The first four bytes of an ELF file.
+pub const MAGIC: [u8; 4] = *b"\x7FELF";
+
+/// The most program headers that are read. Kernels have 3 to 6.
+pub const MAX_PROGRAM_HEADERS: u16 = 64;
+
+/// Why a file is no program that can be loaded.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// It doesn't begin as ELF files do.
+    #[error("an ELF file begins with 7f 45 4c 46, this one with {found:02x?}")]
+    Magic {
+        /// Its first bytes.
+        found: [u8; 4],
+    },
+    /// It is an ELF file of another kind.
+    #[error("{what} is {found}, expected {expected}")]
+    Header {
+        /// The field, in words.
+        what: &'static str,
+        /// Its value.
+        found: u64,
+        /// What this loader takes.
+        expected: &'static str,
+    },
+    /// The file ends before what its headers promise.
+    #[error("the file is truncated: {what} ends at byte {end:#x}, the file has {len:#x} bytes")]
+    Truncated {
+        /// Which part is missing.
+        what: &'static str,
+        /// Where it would end.
+        end: u64,
+        /// How long the file is.
+        len: u64,
+    },
+    /// A segment makes no sense in itself.
+    #[error("a segment has {filesz:#x} bytes in the file, but only {memsz:#x} in memory")]
+    Segment {
+        /// `p_filesz`.
+        filesz: u64,
+        /// `p_memsz`.
+        memsz: u64,
+    },
+    /// A segment would lie where it may not.
+    #[error(
+        "a segment wants guest memory from {start:#x} on for {size:#x} bytes, allowed is {:#x} to {:#x}",
+        allowed.start, allowed.end
+    )]
+    Place {
+        /// `p_paddr`.
+        start: u64,
+        /// `p_memsz`.
+        size: u64,
+        /// Where segments may lie.
+        allowed: Range<u64>,
+    },
+    /// There is nothing to run.
+    #[error("no loadable segment holds the entry point {0:#x}")]
+    Entry(u64),
+    /// Reading the file failed.
+    #[error("cannot read the file: {0}")]
+    Read(#[from] io::Error),
+    /// Reading the file into guest memory failed.
+    #[error("cannot read the file into guest memory: {0}")]
+    Memory(#[from] GuestMemoryError),
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        Blame::Input
+    }
+}
+
+/// A program in guest memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Guest-physical address of its first instruction.
+    pub entry: GuestAddress,
+    /// From its lowest segment's start to its highest one's end, with what is zero at run time.
+    pub range: Range<u64>,
+}
+
+/// Copies the segments of an x86-64 ELF file to their physical addresses (`p_paddr`), all of which must
+/// lie in `allowed`. Expects fresh guest memory, whose zeros are the segments' zeros.
+///
+/// The bytes go from the file into the guest without a copy in between.
+pub fn load<F>(ram: &Ram, file: &mut F, allowed: Range<u64>) -> Result<Image, Error>
+where
+    F: Read + Seek + ReadVolatile,
+{
+    let len = file.seek(SeekFrom::End(0))?;
+    let inside = |what, start: u64, size: u64| match start.checked_add(size) {
+        Some(end) if end <= len => Ok(start),
+        end => Err(Error::Truncated { what, end: end.unwrap_or(u64::MAX), len }),
+    };
+
+    let mut header = Elf64_Ehdr::default();
+    file.seek(SeekFrom::Start(inside("the ELF header", 0, size_of::<Elf64_Ehdr>() as u64)?))?;
+    file.read_exact(header.as_mut_slice())?;
+    check(&header)?;
+
+    let table = u64::from(header.e_phnum) * size_of::<Elf64_Phdr>() as u64;
+    file.seek(SeekFrom::Start(inside("the table of segments", header.e_phoff, table)?))?;
+    let mut segments = Vec::new();
+    for _ in 0..header.e_phnum {
+        let mut segment = Elf64_Phdr::default();
+        file.read_exact(segment.as_mut_slice())?;
+        if segment.p_type == PT_LOAD && segment.p_memsz > 0 {
+            segments.push(segment);
+        }
+    }
+
+    let (mut lowest, mut highest) = (u64::MAX, 0);
+    let mut has_entry = false;
+    for segment in &segments {
+        let Elf64_Phdr { p_paddr: start, p_offset, p_filesz: filesz, p_memsz: memsz, .. } =
+            *segment;
+        if filesz > memsz {
+            return Err(Error::Segment { filesz, memsz });
+        }
+        inside("a segment", p_offset, filesz)?;
+        let end = start.checked_add(memsz).filter(|end| *end <= allowed.end);
+        let Some(end) = end.filter(|_| start >= allowed.start) else {
+            return Err(Error::Place { start, size: memsz, allowed });
+        };
+        has_entry |= (start..end).contains(&header.e_entry);
+        (lowest, highest) = (start.min(lowest), end.max(highest));
+    }
+    if !has_entry {
+        return Err(Error::Entry(header.e_entry));
+    }
+    for segment in &segments {
+        file.seek(SeekFrom::Start(segment.p_offset))?;
+        let to = GuestAddress(segment.p_paddr);
+        ram.read_exact_volatile_from(to, file, segment.p_filesz as usize)?;
+    }
+    Ok(Image { entry: GuestAddress(header.e_entry), range: lowest..highest })
+}
+
+/// Whether this is a 64-bit little-endian x86-64 executable with program headers of the known size.
+fn check(header: &Elf64_Ehdr) -> Result<(), Error> {
+    let ident = header.e_ident;
+    if ident[..4] != MAGIC {
+        return Err(Error::Magic { found: [ident[0], ident[1], ident[2], ident[3]] });
+    }
+    let expect = |what, found: u64, ok: bool, expected| match ok {
+        true => Ok(()),
+        false => Err(Error::Header { what, found, expected }),
+    };
+    let class = ident[EI_CLASS].into();
+    expect("the ELF class", class, class == u64::from(ELFCLASS64), "2 (64-bit)")?;
+    let order = ident[EI_DATA].into();
+    expect("the byte order", order, order == u64::from(ELFDATA2LSB), "1 (little-endian)")?;
+    let machine = header.e_machine;
+    expect("the machine", machine.into(), machine == EM_X86_64, "62 (x86-64)")?;
+    let kind = header.e_type;
+    expect("the file type", kind.into(), kind == ET_EXEC, "2 (executable)")?;
+    let (size, known) = (header.e_phentsize, size_of::<Elf64_Phdr>());
+    expect("a program header's size", size.into(), usize::from(size) == known, "56")?;
+    let count = header.e_phnum;
+    let ok = (1..=MAX_PROGRAM_HEADERS).contains(&count);
+    expect("the number of program headers", count.into(), ok, "1 to 64")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALLOWED: Range<u64> = 0x10_0000..0x40_0000;
+
+    fn ram() -> Ram {
+        Ram::from_ranges(&[(GuestAddress(0), 0x40_0000)]).unwrap()
+    }
+
+    /// An ELF file with one segment whose bytes are `content`.
+    fn elf(content: &[u8], paddr: u64, memsz: u64) -> Vec<u8> {
+        let mut header = Elf64_Ehdr {
+            e_type: ET_EXEC,
+            e_machine: EM_X86_64,
+            e_entry: paddr,
+            e_phoff: 64,
+            e_phentsize: 56,
+            e_phnum: 1,
+            ..Default::default()
+        };
+        header.e_ident[..4].copy_from_slice(&MAGIC);
+        header.e_ident[EI_CLASS] = ELFCLASS64;
+        header.e_ident[EI_DATA] = ELFDATA2LSB;
+        let segment = Elf64_Phdr {
+            p_type: PT_LOAD,
+            p_offset: 64 + 56,
+            p_paddr: paddr,
+            p_filesz: content.len() as u64,
+            p_memsz: memsz,
+            ..Default::default()
+        };
+        [header.as_slice(), segment.as_slice(), content].concat()
+    }
+
+    fn load_bytes(bytes: &[u8]) -> Result<Image, Error> {
+        load(&ram(), &mut Cursor::new(bytes), ALLOWED)
+    }
+
+    #[test]
+    fn segments_go_where_they_say() {
+        let ram = ram();
+        let file = elf(b"kernel", 0x20_0000, 0x1000);
+        let image = load(&ram, &mut Cursor::new(&file), ALLOWED).unwrap();
+        assert_eq!(image, Image { entry: GuestAddress(0x20_0000), range: 0x20_0000..0x20_1000 });
+        let mut bytes = [0; 8];
+        ram.read_slice(&mut bytes, image.entry).unwrap();
+        assert_eq!(&bytes, b"kernel\0\0");
+    }
+
+    #[test]
+    fn segments_stay_inside_what_is_allowed() {
+        for (paddr, memsz) in [
+            (0x0F_FFFF, 16),
+            (0x3F_FFFF, 16),
+            (0x40_0000, 16),
+            (u64::MAX - 4, 16),
+            (0x10_0000, u64::MAX),
+        ] {
+            let error = load_bytes(&elf(b"kernel", paddr, memsz)).unwrap_err();
+            assert!(matches!(error, Error::Place { .. }), "{paddr:#x} {memsz:#x}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let file = elf(b"kernel", 0x20_0000, 0x1000);
+        for len in 0..file.len() {
+            let error = load_bytes(&file[..len]).unwrap_err();
+            assert!(matches!(error, Error::Truncated { .. }), "{len}: {error}");
+        }
+    }
+
+    #[test]
+    fn more_in_the_file_than_in_memory_is_refused() {
+        let error = load_bytes(&elf(b"kernel", 0x20_0000, 5)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a segment has 0x6 bytes in the file, but only 0x5 in memory"
+        );
+    }
+
+    #[test]
+    fn foreign_files_are_named() {
+        let file = elf(b"kernel", 0x20_0000, 0x1000);
+        for (at, value, text) in [
+            (0, b'M', "an ELF file begins with 7f 45 4c 46, this one with [4d, 45, 4c, 46]"),
+            (4, 1, "the ELF class is 1, expected 2 (64-bit)"),
+            (18, 183, "the machine is 183, expected 62 (x86-64)"),
+            (16, 1, "the file type is 1, expected 2 (executable)"),
+            (57, 255, "the number of program headers is 65281, expected 1 to 64"),
+        ] {
+            let mut file = file.clone();
+            file[at] = value;
+            assert_eq!(load_bytes(&file).unwrap_err().to_string(), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_brings_the_loader_down(
+            changes in prop::collection::vec((0usize..120, any::<u8>()), 0..12),
+        ) {
+            let mut file = elf(b"kernel", 0x20_0000, 0x1000);
+            for (at, value) in changes {
+                file[at] = value;
+            }
+            if let Ok(image) = load_bytes(&file) {
+                prop_assert!(ALLOWED.start <= image.range.start && image.range.end <= ALLOWED.end);
+                prop_assert!(image.range.contains(&image.entry.0));
+            }
+        }
+    }
+}
