@@ -11,10 +11,11 @@
 //!         0x9000  | page tables              |  BOOT_PAGE_TABLES  06, 08: long mode
 //!        0x2_0000 | kernel command line      |  CMDLINE           08: Linux
 //!        0x9_FC00 | extended BIOS data       |  EBDA
-//!        0xA_0000 +--------------------------+  VGA_HOLE
-//!        0xB_8000 | text screen (MMIO)       |  TEXT_SCREEN
+//!        0xA_0000 +--------------------------+  VGA_HOLE, SCRATCH  05: MMIO
+//!        0xB_8000 | text screen              |  TEXT_SCREEN        05: MMIO
+//!        0xD_0000 | a device with a doorbell |  DOORBELL           05: MMIO
 //!        0xE_0000 | ACPI tables              |  ACPI_TABLES       08: Linux
-//!        0xF_0000 | BIOS area                |
+//!        0xF_0000 | BIOS area                |  ROM                05, 07: read-only
 //!       0x10_0000 +--------------------------+
 //!                 | RAM below the hole       |  HIGH_MEMORY
 //!     0xD000_0000 +--------------------------+  MMIO_HOLE
@@ -62,6 +63,24 @@ pub const EBDA: GuestAddress = GuestAddress(0x9_FC00);
 
 /// Where a PC has no RAM, but its video card.
 pub const VGA_HOLE: GuestAddress = GuestAddress(0xA_0000);
+
+/// Stage 05's registers without a meaning: the first addresses behind the RAM.
+pub const SCRATCH: GuestAddress = VGA_HOLE;
+
+/// The text screen of a PC's colour card.
+pub const TEXT_SCREEN: GuestAddress = GuestAddress(0xB_8000);
+
+/// Stage 05's device with a doorbell, where a PC has its adapter cards.
+pub const DOORBELL: GuestAddress = GuestAddress(0xD_0000);
+
+/// The line of its interrupt, one that a PC leaves free.
+pub const DOORBELL_GSI: u32 = 5;
+
+/// The ROM in which a PC has its BIOS: the last 64 KiB of the first megabyte.
+pub const ROM: GuestAddress = GuestAddress(0xF_0000);
+
+/// How long it is.
+pub const ROM_SIZE: usize = 0x1_0000;
 
 /// The ACPI tables, where a kernel that is told nothing looks for them as well (ACPI 6.5, 5.2.5.1
 /// "Finding the RSDP on IA-PC Systems").

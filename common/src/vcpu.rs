@@ -165,12 +165,6 @@ impl Vcpu {
         &self.fd
     }
 
-    /// The same, for what changes the monitor's own view of the vCPU.
-    #[cfg(feature = "stage05")]
-    pub(crate) fn fd_mut(&mut self) -> &mut VcpuFd {
-        &mut self.fd
-    }
-
     /// Tells the guest what its processor can do: all that KVM supports on this host
     /// (`KVM_GET_SUPPORTED_CPUID`, KVM API 4.46; `KVM_SET_CPUID2`, 4.47). Comes before MSRs and modes
     /// which depend on it, long mode among them.
