@@ -1,0 +1,8 @@
+//! The bigger guests of mini-kvm.
+
+/// How a loader enters [`KERNEL`]: the boot info and the state of the processor.
+pub use kernel_abi::boot;
+
+/// A small x86-64 kernel in Rust, with a shell and its programs in ring 3: an ELF64 executable for
+/// 1 MiB, with its symbols. Its source is in `guests/kernel/`.
+pub const KERNEL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernel.elf"));
