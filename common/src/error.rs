@@ -41,6 +41,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage02")]
         memory,
         #[cfg(feature = "stage03")]
+        deadline,
+        #[cfg(feature = "stage03")]
         file,
         #[cfg(feature = "stage03")]
         vcpu,

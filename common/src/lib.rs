@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 01 | [`kvm`] |
 //! | 02 | [`layout`], [`memory`] |
-//! | 03 | [`file`], [`vcpu`] |
+//! | 03 | [`deadline`], [`file`], [`vcpu`] |
 //! | 04 | [`bus`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`] |
@@ -22,6 +22,8 @@ pub mod layout;
 #[cfg(feature = "stage02")]
 pub mod memory;
 
+#[cfg(feature = "stage03")]
+pub mod deadline;
 #[cfg(feature = "stage03")]
 pub mod file;
 #[cfg(feature = "stage03")]
