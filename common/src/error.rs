@@ -57,7 +57,11 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage06")]
         elf,
         #[cfg(feature = "stage06")]
-        long_mode
+        long_mode,
+        #[cfg(feature = "stage06")]
+        run,
+        #[cfg(feature = "stage08")]
+        linux
     );
     let _ = error;
     None

@@ -7,7 +7,8 @@
 //! | 03 | [`deadline`], [`file`], [`vcpu`] |
 //! | 04 | [`bus`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
-//! | 06 | [`e820`], [`elf`], [`long_mode`] |
+//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
+//! | 08 | [`linux`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -51,3 +52,10 @@ pub mod e820;
 pub mod elf;
 #[cfg(feature = "stage06")]
 pub mod long_mode;
+#[cfg(feature = "stage06")]
+pub mod run;
+#[cfg(feature = "stage06")]
+pub mod uart;
+
+#[cfg(feature = "stage08")]
+pub mod linux;

@@ -1,0 +1,290 @@
+//! Introduced by stage 06: the run loop, one thread for each vCPU, and how a machine ends.
+//!
+//! Stages 03 to 05 have the loop in sight: `KVM_RUN`, and a `match` over the exits. From here on it is this
+//! one. A device that the guest uses to end the machine holds a [`Stop`], as does whoever watches from
+//! outside; the first one to ask says how the machine ended.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use vmm_sys_util::errno;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::bus::Bus;
+use crate::error::{Blame, Blamed};
+use crate::vcpu::{self, Exit, InternalError, Vcpu};
+
+/// Why the vCPUs could not be run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The signal that interrupts `KVM_RUN` could not be set up.
+    #[error("cannot handle the signal that stops the vCPUs: {0}")]
+    Signal(errno::Error),
+    /// The host gave no thread.
+    #[error("cannot start the thread of vCPU {vcpu}: {source}")]
+    Thread {
+        /// The vCPU's number.
+        vcpu: u8,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// `KVM_RUN` itself failed.
+    #[error(transparent)]
+    Vcpu(#[from] vcpu::Error),
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        Blame::Host
+    }
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest turned its machine off.
+    PowerOff,
+    /// The guest restarted its machine.
+    Reset,
+    /// The guest wrote this byte to the debug-exit port.
+    Exited(u8),
+    /// Somebody outside wanted it to end: the person at the console, or what waits for a text.
+    Left,
+    /// The time given ran out.
+    TimedOut,
+    /// The guest did what no machine can go on from.
+    Crashed(Crash),
+}
+
+/// What a vCPU could not go on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// The vCPU's number.
+    pub vcpu: u8,
+    /// Its instruction pointer then.
+    pub rip: u64,
+    /// What happened.
+    pub cause: Cause,
+}
+
+/// The causes, as `KVM_RUN` reports them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// `KVM_EXIT_SHUTDOWN`.
+    TripleFault,
+    /// `KVM_EXIT_HLT` without an irqchip that could wake the vCPU.
+    Halted,
+    /// `KVM_EXIT_FAIL_ENTRY` with the hardware's reason.
+    FailEntry(u64),
+    /// `KVM_EXIT_INTERNAL_ERROR`.
+    InternalError(InternalError),
+    /// An exit that this machine has no answer to, by its number.
+    Unexpected(u32),
+}
+
+impl fmt::Display for Crash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vcpu, rip, cause } = self;
+        match cause {
+            Cause::TripleFault => write!(
+                f,
+                "triple fault: an exception, another one while it was delivered, and a third while \
+                 that was"
+            ),
+            Cause::Halted => write!(f, "HLT, and nothing that could wake it"),
+            Cause::FailEntry(reason) => {
+                write!(f, "the processor refused the guest's state (hardware reason {reason:#x})")
+            }
+            Cause::InternalError(error) => {
+                write!(f, "{}, KVM could not go on", error.name())?;
+                error.data.iter().try_for_each(|word| write!(f, " {word:#x}"))
+            }
+            Cause::Unexpected(reason) => write!(f, "an exit nobody handles, reason {reason}"),
+        }?;
+        write!(f, " (vCPU {vcpu} at rip {rip:#x})")
+    }
+}
+
+/// Ends the machine, from a device or from outside. Clones ask for the same machine's end.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    asked: Arc<AtomicBool>,
+    sender: Sender<Result<Ending, Error>>,
+}
+
+impl Stop {
+    /// Asks for the end. The first one to ask is heard; the vCPU that asks runs no further instruction.
+    pub fn now(&self, ending: Ending) {
+        self.send(Ok(ending));
+    }
+
+    fn send(&self, ending: Result<Ending, Error>) {
+        self.asked.store(true, Ordering::Release);
+        // Nobody listens any more once the machine has ended.
+        let _ = self.sender.send(ending);
+    }
+
+    fn asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+}
+
+/// The other end of [`Stop`]: where [`run`] learns that the machine shall end.
+#[derive(Debug)]
+pub struct Stopped {
+    stop: Stop,
+    receiver: Receiver<Result<Ending, Error>>,
+}
+
+/// A machine's two ends of its end.
+pub fn stop() -> (Stop, Stopped) {
+    let (sender, receiver) = channel();
+    let stop = Stop { asked: Arc::default(), sender };
+    (stop.clone(), Stopped { stop, receiver })
+}
+
+/// How long a vCPU may take to leave once the machine has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often the guest came back from `KVM_RUN`, by the device that it wanted or by what else it was.
+pub type Exits = BTreeMap<&'static str, u64>;
+
+/// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed.
+///
+/// All vCPUs have left `KVM_RUN` when this returns, except one whose device cannot finish a write, such as
+/// to a pipe that nobody reads: after [`PATIENCE`] such a thread is left behind.
+pub fn run(
+    vcpus: Vec<Vcpu>,
+    ports: Bus,
+    mmio: Bus,
+    stopped: Stopped,
+    timeout: Option<Duration>,
+) -> Result<(Ending, Exits), Error> {
+    // Its handler does nothing: that the signal came is what makes KVM_RUN return with EINTR.
+    let kick = SIGRTMIN();
+    register_signal_handler(kick, interrupt).map_err(Error::Signal)?;
+
+    let buses = Arc::new((ports, mmio));
+    let Stopped { stop, receiver } = stopped;
+    let mut threads = Vec::new();
+    for vcpu in vcpus {
+        let id = vcpu.id();
+        let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || run_one(vcpu, &buses.0, &buses.1, &its_stop));
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(source) => {
+                stop.send(Err(Error::Thread { vcpu: id, source }));
+                break;
+            }
+        }
+    }
+
+    let ending = match timeout.map(|timeout| Instant::now() + timeout) {
+        Some(deadline) => receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+        None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    };
+    // `stop` itself is a sender, so the channel is never disconnected.
+    let ending = ending.unwrap_or(Ok(Ending::TimedOut));
+    stop.asked.store(true, Ordering::Release);
+
+    let mut exits = Exits::new();
+    let deadline = Instant::now() + PATIENCE;
+    for thread in threads {
+        // A signal that comes just before KVM_RUN is lost on it, so there may have to be another.
+        while !thread.is_finished() && Instant::now() < deadline {
+            let _ = thread.kill(kick);
+            thread::sleep(Duration::from_micros(200));
+        }
+        if !thread.is_finished() {
+            continue;
+        }
+        for (what, count) in thread.join().unwrap_or_default() {
+            *exits.entry(what).or_default() += count;
+        }
+    }
+    Ok((ending?, exits))
+}
+
+extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// One vCPU's loop. Returns what it exited for.
+fn run_one(mut vcpu: Vcpu, ports: &Bus, mmio: &Bus, stop: &Stop) -> Exits {
+    let mut exits = Exits::new();
+    while !stop.asked() {
+        let exit = match vcpu.run() {
+            Ok(exit) => exit,
+            Err(error) => {
+                stop.send(Err(error.into()));
+                break;
+            }
+        };
+        let mut crash = None;
+        let what = match exit {
+            // `rep outs` and `rep ins` come as one exit with several accesses of `size` bytes.
+            Exit::IoOut { port, size, data } => {
+                let mut device = None;
+                for data in data.chunks(size) {
+                    device = ports.write(port.into(), data);
+                }
+                device.unwrap_or("port without a device")
+            }
+            Exit::IoIn { port, size, data } => {
+                let mut device = None;
+                for data in data.chunks_mut(size) {
+                    device = ports.read(port.into(), data);
+                }
+                device.unwrap_or("port without a device")
+            }
+            Exit::MmioRead { addr, data } => {
+                mmio.read(addr, data).unwrap_or("address without a device")
+            }
+            Exit::MmioWrite { addr, data } => {
+                mmio.write(addr, data).unwrap_or("address without a device")
+            }
+            Exit::Interrupted => "signal",
+            Exit::Shutdown => {
+                crash = Some(Cause::TripleFault);
+                "shutdown"
+            }
+            Exit::Hlt => {
+                crash = Some(Cause::Halted);
+                "hlt"
+            }
+            Exit::FailEntry { reason, .. } => {
+                crash = Some(Cause::FailEntry(reason));
+                "failed entry"
+            }
+            Exit::InternalError(error) => {
+                crash = Some(Cause::InternalError(error));
+                "internal error"
+            }
+            Exit::Other(reason) => {
+                crash = Some(Cause::Unexpected(reason));
+                "other"
+            }
+            Exit::Debug(_) => {
+                crash = Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_DEBUG));
+                "debug"
+            }
+            Exit::SystemEvent { .. } => {
+                crash = Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT));
+                "system event"
+            }
+        };
+        *exits.entry(what).or_default() += 1;
+        if let Some(cause) = crash {
+            let rip = vcpu.regs().map_or(0, |regs| regs.rip);
+            stop.now(Ending::Crashed(Crash { vcpu: vcpu.id(), rip, cause }));
+        }
+    }
+    exits
+}
