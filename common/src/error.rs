@@ -61,6 +61,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage06")]
         run,
         #[cfg(feature = "stage08")]
+        acpi,
+        #[cfg(feature = "stage08")]
         linux
     );
     let _ = error;

@@ -99,6 +99,12 @@ pub const MMIO_HOLE: GuestAddress = GuestAddress(0xD000_0000);
 /// End of the hole: RAM goes on here.
 pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
 
+/// The IOAPIC's registers, which KVM's irqchip has here.
+pub const IOAPIC: GuestAddress = GuestAddress(0xFEC0_0000);
+
+/// The local APIC's registers.
+pub const LOCAL_APIC: GuestAddress = GuestAddress(0xFEE0_0000);
+
 /// Three pages that KVM uses on Intel hosts to run real mode without "unrestricted guest"
 /// (`KVM_SET_TSS_ADDR`, KVM API 4.12). They must lie outside guest RAM.
 pub const KVM_TSS: u64 = 0xFFFB_D000;

@@ -8,7 +8,7 @@
 //! | 04 | [`bus`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
-//! | 08 | [`linux`] |
+//! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -57,5 +57,11 @@ pub mod run;
 #[cfg(feature = "stage06")]
 pub mod uart;
 
+#[cfg(feature = "stage08")]
+pub mod acpi;
+#[cfg(feature = "stage08")]
+pub mod cpuid;
+#[cfg(feature = "stage08")]
+pub mod i8042;
 #[cfg(feature = "stage08")]
 pub mod linux;

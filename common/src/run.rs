@@ -142,6 +142,13 @@ pub struct Stopped {
     receiver: Receiver<Result<Ending, Error>>,
 }
 
+impl Stopped {
+    /// How the machine ended, if it has; for who runs no vCPU, such as a test of a device.
+    pub fn ending(&self) -> Option<Ending> {
+        self.receiver.try_recv().ok()?.ok()
+    }
+}
+
 /// A machine's two ends of its end.
 pub fn stop() -> (Stop, Stopped) {
     let (sender, receiver) = channel();

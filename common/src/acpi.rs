@@ -1,0 +1,334 @@
+//! Introduced by stage 08: ACPI, the tables in which a machine describes itself to its operating system.
+//!
+//! ```text
+//! RSDP --> XSDT --+--> FADT --+--> FACS   shared with the firmware; here only its place
+//!                 |           '--> DSDT   bytecode (AML): devices, and how to power off
+//!                 '--> MADT               processors and interrupt controllers
+//! ```
+//!
+//! The tables are written by [`acpi_tables`]; what stands in them is ours. So are the two registers that
+//! they name and the guest ends its machine with: [`Pm1`] to power off, and the i8042 to reset.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    self, Device as AmlDevice, EISAName, IO, Interrupt, Name, Package, ResourceTemplate,
+};
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::bus::Device;
+use crate::error::{Blame, Blamed};
+use crate::layout::{ACPI_TABLES, ACPI_TABLES_SIZE, IOAPIC, LOCAL_APIC};
+use crate::memory::Ram;
+use crate::run::{Ending, Stop};
+use crate::{i8042, uart};
+
+const OEM: [u8; 6] = *b"MINKVM";
+const OEM_TABLE: [u8; 8] = *b"MINIKVM ";
+const OEM_REVISION: u32 = 1;
+
+/// First port of [`Pm1`].
+pub const PM1_PORT: u16 = 0x600;
+
+/// How many ports it has.
+pub const PM1_PORTS: u16 = 6;
+
+// Offsets of the PM1 registers (ACPI 6.5, 4.8.3 "PM1 Event Grouping" and "PM1 Control Grouping").
+const STATUS: u64 = 0;
+const ENABLE: u64 = 2;
+const CONTROL: u64 = 4;
+
+/// The interrupt line of ACPI's events, by tradition. Nothing raises it here.
+const SCI: u16 = 9;
+
+/// In PM1_CNT: the machine is in ACPI mode, as opposed to the mode of BIOSes before it.
+const SCI_EN: u16 = 1 << 0;
+/// In PM1_CNT: enter the sleep state whose type is in bits 10 to 12.
+const SLP_EN: u16 = 1 << 13;
+const SLP_TYP_SHIFT: u16 = 10;
+const SLP_TYP_MASK: u16 = 7;
+
+/// The sleep type that `\_S5` in the DSDT gives to "soft off". Which number it is, is the machine's choice.
+const S5: u8 = 5;
+
+// IAPC_BOOT_ARCH in the FADT (ACPI 6.5, table 5.11): what an operating system need not look for.
+const LEGACY_DEVICES: u16 = 1 << 0;
+const VGA_NOT_PRESENT: u16 = 1 << 2;
+const MSI_NOT_SUPPORTED: u16 = 1 << 3;
+const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
+
+// As the error below says it.
+const _: () = assert!(ACPI_TABLES.0 == 0xE_0000);
+
+/// Why the tables could not be written.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Guest RAM doesn't reach where they belong.
+    #[error("no room for the ACPI tables at 0xe0000: {0}; give a larger --memory")]
+    Ram(#[from] GuestMemoryError),
+    /// There is more to describe than fits.
+    #[error("the ACPI tables have {0} bytes, expected at most {ACPI_TABLES_SIZE}")]
+    TooLong(usize),
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        Blame::Input
+    }
+}
+
+/// Writes the tables for a machine with vCPUs 0 to `vcpus` - 1, at [`ACPI_TABLES`]. Returns the RSDP's address.
+pub fn write_tables(ram: &Ram, vcpus: u8) -> Result<GuestAddress, Error> {
+    // The RSDP comes first, where a kernel that is not told its address finds it; its checksum wants
+    // the XSDT's address, which is known once all else has a place.
+    let mut tables = Tables { bytes: vec![0; Rsdp::len()] };
+    let dsdt = tables.add(dsdt().as_slice());
+    let facs = tables.add(&bytes(&FACS::new()));
+    let fadt = tables.add(&bytes(&fadt(dsdt, facs).finalize()));
+    let madt = tables.add(&bytes(&madt(vcpus)));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = tables.add(&bytes(&xsdt));
+    let rsdp = bytes(&Rsdp::new(OEM, xsdt));
+    tables.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+
+    if tables.bytes.len() as u64 > ACPI_TABLES_SIZE {
+        return Err(Error::TooLong(tables.bytes.len()));
+    }
+    ram.write_slice(&tables.bytes, ACPI_TABLES)?;
+    Ok(ACPI_TABLES)
+}
+
+/// Tables one behind the other, as they will stand at [`ACPI_TABLES`].
+struct Tables {
+    bytes: Vec<u8>,
+}
+
+impl Tables {
+    /// Appends a table at a multiple of 64 bytes, which the FACS needs. Returns its address.
+    fn add(&mut self, table: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
+        let at = ACPI_TABLES.0 + self.bytes.len() as u64;
+        self.bytes.extend(table);
+        at
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// The Fixed ACPI Description Table: where the registers are (ACPI 6.5, 5.2.9).
+fn fadt(dsdt: u64, facs: u64) -> FADTBuilder {
+    let port = |bits, access, offset: u64| {
+        GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(PM1_PORT) + offset)
+    };
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .firmware_ctrl_32(facs as u32)
+        .flag(Flags::Wbinvd)
+        // With these set, there are no such buttons in the PM1 registers.
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::FixRtc)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Headless);
+    fadt.sci_int = SCI.into();
+    // An SMI command port of 0: the machine is always in ACPI mode.
+    fadt.smi_cmd = 0.into();
+    fadt.pm1a_evt_blk = (u32::from(PM1_PORT) + STATUS as u32).into();
+    fadt.pm1_evt_len = 4;
+    fadt.x_pm1a_evt_blk = port(32, AccessSize::WordAccess, STATUS);
+    fadt.pm1a_cnt_blk = (u32::from(PM1_PORT) + CONTROL as u32).into();
+    fadt.pm1_cnt_len = 2;
+    fadt.x_pm1a_cnt_blk = port(16, AccessSize::WordAccess, CONTROL);
+    fadt.iapc_boot_arch =
+        (LEGACY_DEVICES | VGA_NOT_PRESENT | MSI_NOT_SUPPORTED | CMOS_RTC_NOT_PRESENT).into();
+    fadt.reset_reg = GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        u64::from(i8042::PORT) + i8042::COMMAND,
+    );
+    fadt.reset_value = i8042::RESET;
+    fadt
+}
+
+/// The Multiple APIC Description Table: processors, and where interrupts go in (ACPI 6.5, 5.2.12).
+fn madt(vcpus: u8) -> MADT {
+    let local = LocalInterruptController::Address(LOCAL_APIC.0 as u32);
+    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, local);
+    for id in 0..vcpus {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    // KVM's IOAPIC has 24 pins, pin n for GSI n.
+    madt.add_structure(IoApic::new(0, IOAPIC.0 as u32, 0));
+    madt
+}
+
+/// The Differentiated System Description Table: what no register block says.
+fn dsdt() -> Sdt {
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
+    let mut aml = Vec::new();
+    // Soft off is sleep type S5 in PM1a_CNT; there is no PM1b (ACPI 6.5, 7.4.2.5 "\_Sx").
+    Name::new("_S5_".into(), &Package::new(vec![&S5, &0u8])).to_aml_bytes(&mut aml);
+    let ports = IO::new(uart::COM1, uart::COM1, 1, uart::PORTS as u8);
+    let line = Interrupt::new(true, true, false, false, uart::COM1_IRQ);
+    AmlDevice::new(
+        "_SB_.COM1".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &line])),
+        ],
+    )
+    .to_aml_bytes(&mut aml);
+    dsdt.append_slice(&aml);
+    dsdt
+}
+
+/// The PM1 registers: status and enable bits of events, of which this machine has none, and the control
+/// register, through which a guest goes to sleep. A machine that sleeps in S5 is off.
+pub struct Pm1 {
+    stop: Stop,
+    enable: u16,
+}
+
+impl Pm1 {
+    /// Registers which end the machine through `stop`.
+    pub fn new(stop: Stop) -> Self {
+        Self { stop, enable: 0 }
+    }
+}
+
+impl Device for Pm1 {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let register = match offset & !1 {
+            STATUS => 0,
+            ENABLE => self.enable,
+            _ => SCI_EN,
+        };
+        let bytes = &register.to_le_bytes()[(offset & 1) as usize..];
+        let len = bytes.len().min(data.len());
+        data[..len].copy_from_slice(&bytes[..len]);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        // Status bits are cleared by writing ones to them: there are none to clear.
+        let value = u16::from_le_bytes([data[0], data.get(1).copied().unwrap_or(0)]);
+        match offset {
+            ENABLE => self.enable = value,
+            CONTROL => {
+                let sleep = value >> SLP_TYP_SHIFT & SLP_TYP_MASK;
+                if value & SLP_EN != 0 && sleep == u16::from(S5) {
+                    self.stop.now(Ending::PowerOff);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run;
+
+    fn table(ram: &Ram, at: u64) -> Vec<u8> {
+        let len: u32 = ram.read_obj(GuestAddress(at + 4)).unwrap();
+        let mut bytes = vec![0; len as usize];
+        ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    fn u32_at(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    fn u64_at(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    fn ram() -> Ram {
+        Ram::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+    }
+
+    #[test]
+    fn a_kernel_finds_every_table_and_every_checksum_is_right() {
+        let ram = ram();
+        let at = write_tables(&ram, 3).unwrap();
+        let mut rsdp = [0; 36];
+        ram.read_slice(&mut rsdp, at).unwrap();
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
+        let xsdt = table(&ram, u64_at(&rsdp, 24));
+        assert_eq!((&xsdt[..4], sum(&xsdt), xsdt.len()), (&b"XSDT"[..], 0, 36 + 2 * 8));
+
+        let fadt = table(&ram, u64_at(&xsdt, 36));
+        assert_eq!((&fadt[..4], sum(&fadt), fadt.len()), (&b"FACP"[..], 0, 276));
+        assert_eq!(u32_at(&fadt, 64), 0x604, "PM1a_CNT_BLK");
+        assert_eq!(fadt[128], 0xFE, "RESET_VALUE");
+        assert_eq!(u64_at(&fadt, 120), 0x64, "RESET_REG");
+        let facs = u64::from(u32_at(&fadt, 36));
+        assert_eq!((&table(&ram, facs)[..4], facs % 64), (&b"FACS"[..], 0));
+        let dsdt = table(&ram, u64_at(&fadt, 140));
+        assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
+        assert!(dsdt.windows(4).any(|name| name == b"_S5_"));
+
+        let madt = table(&ram, u64_at(&xsdt, 44));
+        assert_eq!((&madt[..4], sum(&madt)), (&b"APIC"[..], 0));
+        assert_eq!(u32_at(&madt, 36), 0xFEE0_0000);
+        let processors: Vec<_> = (0..3).map(|i| madt[44 + 8 * i..][..5].to_vec()).collect();
+        assert_eq!(processors, [[0, 8, 0, 0, 1], [0, 8, 1, 1, 1], [0, 8, 2, 2, 1]]);
+    }
+
+    #[test]
+    fn as_many_processors_as_apic_ids_fit() {
+        write_tables(&ram(), u8::MAX).unwrap();
+        let small = Ram::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
+        assert!(matches!(write_tables(&small, 1), Err(Error::Ram(_))));
+    }
+
+    #[test]
+    fn only_sleep_type_5_with_slp_en_powers_off() {
+        let (stop, stopped) = run::stop();
+        let mut pm1 = Pm1::new(stop);
+        let mut write = |value: u16| pm1.write(CONTROL, &value.to_le_bytes());
+        for value in [0, SLP_EN, 5 << 10, SLP_EN | 4 << 10, SLP_EN | 6 << 10] {
+            write(value);
+            assert_eq!(stopped.ending(), None, "{value:#x}");
+        }
+        write(SLP_EN | 5 << 10);
+        assert_eq!(stopped.ending(), Some(Ending::PowerOff));
+    }
+
+    #[test]
+    fn the_registers_read_as_a_machine_in_acpi_mode() {
+        let mut pm1 = Pm1::new(run::stop().0);
+        pm1.write(ENABLE, &0x0120u16.to_le_bytes());
+        let mut read = |offset| {
+            let mut data = [0xFF; 2];
+            pm1.read(offset, &mut data);
+            u16::from_le_bytes(data)
+        };
+        assert_eq!((read(STATUS), read(ENABLE), read(CONTROL)), (0, 0x0120, SCI_EN));
+        assert_eq!(read(ENABLE + 1) & 0xFF, 0x01);
+    }
+}
