@@ -4,6 +4,8 @@
 //! person. stdout belongs to the guest, stderr to the program.
 
 pub mod cache;
+#[cfg(feature = "stage06")]
+pub mod console;
 #[cfg(feature = "stage05")]
 pub mod screen;
 

@@ -1,0 +1,559 @@
+//! The console of stages 06 to 08: a person's terminal, or a pipe, becomes the guest's.
+//!
+//! On a terminal the keys go to the guest one by one, Ctrl-C included, and `Ctrl-A` followed by a
+//! letter talks to the program instead. What is piped in is typed into the guest as fast as it reads,
+//! and followed by Ctrl-D, which ends a shell. The terminal's modes are restored whatever happens.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
+use std::{panic, thread};
+
+use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
+use common::run::{Ending, Stop};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::Ended;
+
+/// Ctrl-A, which begins a command to the program itself.
+const ESCAPE: u8 = 0x01;
+/// Ctrl-D, which a terminal's end of file is.
+const END: u8 = 0x04;
+
+const KEYS: &str = "\
+Ctrl-A x       leave: end the machine
+Ctrl-A h       this help
+Ctrl-A Ctrl-A  send Ctrl-A to the guest";
+
+/// What `--help` says of the console.
+pub const HELP: &str = "\
+Console: every key goes to the guest, Ctrl-C too. Ctrl-A x leaves, Ctrl-A h helps, Ctrl-A
+Ctrl-A sends Ctrl-A. What is piped into stdin is typed into the guest, and then Ctrl-D.";
+
+/// The command line's part of the console.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Console")]
+pub struct Flags {
+    /// End with exit code 0 as soon as the console has printed TEXT
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    pub exit_when: Option<String>,
+
+    /// End with exit code 4 if the guest has not ended after SECS seconds
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+}
+
+/// A time in seconds, of which there may be fractions.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        // Not longer than a century, so that it can be added to any point in time.
+        Ok(time) if !time.is_zero() && seconds <= 3e9 => Ok(time),
+        _ => Err("expected more than 0 seconds, and less than a century".to_owned()),
+    }
+}
+
+/// The console, from the machine's start to its end.
+#[derive(Debug)]
+pub struct Console {
+    screen: Screen,
+    stop: Stop,
+    raw: bool,
+}
+
+impl Console {
+    /// Takes over stdin and stdout. If stdin is a terminal, it is in raw mode from here on until
+    /// this is dropped. `stop` ends the machine when somebody leaves.
+    pub fn open(flags: &Flags, stop: Stop) -> io::Result<Self> {
+        let leave = stop.clone();
+        let screen = Screen::new(io::stdout(), flags.exit_when.as_deref(), move || {
+            leave.now(Ending::Left);
+        })?;
+        let raw = io::stdin().is_terminal();
+        if raw {
+            terminal::take()?;
+        }
+        Ok(Self { screen, stop, raw })
+    }
+
+    /// Where the guest's output goes. What has come together is written at once, by a thread of its
+    /// own: a console that is slow to print does not slow the guest down, up to 64 KiB.
+    pub fn screen(&self) -> Screen {
+        self.screen.clone()
+    }
+
+    /// Starts typing: `guest` gets the keys, and may block for as long as it has no room for them.
+    pub fn type_into(&self, mut guest: impl FnMut(&[u8]) + Send + 'static) -> io::Result<()> {
+        // The reader has to see Ctrl-A x even while the guest takes no keys, so typing has a
+        // thread, too.
+        let (sender, keys): (SyncSender<Vec<u8>>, Receiver<_>) = sync_channel(64);
+        spawn("typist", move || keys.iter().for_each(|keys| guest(&keys)))?;
+        let (stop, raw) = (self.stop.clone(), self.raw);
+        spawn("stdin", move || if raw { read_keys(&sender, &stop) } else { read_pipe(&sender) })
+    }
+
+    /// Prints what the guest has left, gives the terminal back, and says how a machine ended that did
+    /// not end well.
+    pub fn finish(self, ending: &Ending) -> Ended {
+        if !matches!(ending, Ending::Left | Ending::TimedOut) {
+            self.screen.drain(None);
+        }
+        drop(self);
+        match ending {
+            Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left => Ended::Well,
+            Ending::TimedOut => {
+                anstream::eprintln!("the time given with --timeout ran out: the guest was stopped");
+                Ended::TimedOut
+            }
+            Ending::Exited(code) => {
+                anstream::eprintln!("the guest ended with code {code}: it says that it failed");
+                Ended::GuestCrashed
+            }
+            Ending::Crashed(crash) => {
+                anstream::eprintln!("the guest crashed: {crash}");
+                Ended::GuestCrashed
+            }
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        // Whoever reads stdout may have stopped doing so: no progress for a second is the end.
+        self.screen.drain(Some(Duration::from_secs(1)));
+        if self.raw {
+            terminal::restore();
+        }
+    }
+}
+
+fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(f).map(drop)
+}
+
+/// Reads a terminal until its end.
+fn read_keys(guest: &SyncSender<Vec<u8>>, stop: &Stop) {
+    let mut keyboard = Keyboard::default();
+    let mut buffer = [0; 256];
+    loop {
+        let read = match io::stdin().read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read.unwrap_or(0),
+        };
+        if read == 0 {
+            // The terminal is gone; nobody can leave the machine any more.
+            return stop.now(Ending::Left);
+        }
+        let mut keys = Vec::new();
+        for &byte in &buffer[..read] {
+            match keyboard.press(byte) {
+                Press::Key(key) => keys.push(key),
+                Press::Leave => return stop.now(Ending::Left),
+                // In raw mode the carriage return is ours to print.
+                Press::Help => say(&format!("\r\n{}\r\n", KEYS.replace('\n', "\r\n"))),
+                Press::Nothing => {}
+            }
+        }
+        if keys.is_empty() {
+            continue;
+        }
+        match guest.try_send(keys) {
+            Ok(()) => {}
+            // The guest takes nothing, and the person types on: ring the bell.
+            Err(TrySendError::Full(_)) => say("\x07"),
+            Err(TrySendError::Disconnected(_)) => return,
+        }
+    }
+}
+
+fn say(text: &str) {
+    // There is nobody to tell if stderr is closed.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Reads a pipe or a file until its end, and types Ctrl-D then.
+fn read_pipe(guest: &SyncSender<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    loop {
+        let read = match io::stdin().read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read.unwrap_or(0),
+        };
+        let keys = if read == 0 { vec![END] } else { buffer[..read].to_vec() };
+        // It fails when the machine has ended.
+        if guest.send(keys).is_err() || read == 0 {
+            return;
+        }
+    }
+}
+
+/// What a key means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Press {
+    Key(u8),
+    Leave,
+    Help,
+    Nothing,
+}
+
+/// Knows whether the last key was Ctrl-A.
+#[derive(Debug, Default)]
+struct Keyboard {
+    escaped: bool,
+}
+
+impl Keyboard {
+    fn press(&mut self, byte: u8) -> Press {
+        match (std::mem::take(&mut self.escaped), byte) {
+            (false, ESCAPE) => {
+                self.escaped = true;
+                Press::Nothing
+            }
+            (false, key) => Press::Key(key),
+            (true, ESCAPE) => Press::Key(ESCAPE),
+            (true, b'x' | b'X') => Press::Leave,
+            (true, b'h' | b'H' | b'?') => Press::Help,
+            (true, _) => Press::Nothing,
+        }
+    }
+}
+
+/// How much output may wait to be printed.
+const WAITING: usize = 64 << 10;
+
+/// A guest's output on its way to stdout. Clones print to the same place.
+#[derive(Clone, Debug)]
+pub struct Screen {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    output: Mutex<Output>,
+    /// Something was added or printed.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Output {
+    waiting: VecDeque<u8>,
+    /// A thread is printing what it has taken.
+    printing: bool,
+    /// How much has been printed: whether this grows is whether somebody reads.
+    printed: u64,
+    /// Nothing more is to be printed: the text came, or stdout is closed.
+    closed: bool,
+    wanted: Option<Wanted>,
+    leave: Option<Box<dyn Fn() + Send>>,
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").field("waiting", &self.waiting.len()).finish_non_exhaustive()
+    }
+}
+
+impl Screen {
+    /// Prints to `out`, and calls `leave` when it has taken `wanted` or can print no more.
+    fn new(
+        mut out: impl Write + Send + 'static,
+        wanted: Option<&str>,
+        leave: impl Fn() + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        {
+            let mut output = lock(&shared.output);
+            output.wanted = wanted.map(Wanted::new);
+            output.leave = Some(Box::new(leave));
+        }
+        let printer = Arc::clone(&shared);
+        spawn("stdout", move || {
+            loop {
+                let mut bytes = {
+                    let mut output = lock(&printer.output);
+                    while output.waiting.is_empty() {
+                        output = wait(&printer.changed, output);
+                    }
+                    output.printing = true;
+                    std::mem::take(&mut output.waiting)
+                };
+                let bytes = bytes.make_contiguous();
+                let printed = out.write_all(bytes).and_then(|()| out.flush());
+                let mut output = lock(&printer.output);
+                output.printing = false;
+                output.printed += bytes.len() as u64;
+                if printed.is_err() {
+                    // Whoever read our output has left.
+                    output.close();
+                }
+                printer.changed.notify_all();
+            }
+        })?;
+        Ok(Self { shared })
+    }
+
+    /// Waits until all is printed or, with a `patience`, nothing has been printed for so long.
+    fn drain(&self, patience: Option<Duration>) {
+        let mut output = lock(&self.shared.output);
+        while output.printing || !output.waiting.is_empty() {
+            let before = output.printed;
+            let Some(patience) = patience else {
+                output = wait(&self.shared.changed, output);
+                continue;
+            };
+            let waited = self.shared.changed.wait_timeout(output, patience);
+            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            output = guard;
+            if timeout.timed_out() && output.printed == before {
+                return;
+            }
+        }
+    }
+}
+
+impl Output {
+    fn close(&mut self) {
+        if !std::mem::replace(&mut self.closed, true)
+            && let Some(leave) = &self.leave
+        {
+            leave();
+        }
+    }
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut output = lock(&self.shared.output);
+        while output.waiting.len() >= WAITING && !output.closed {
+            output = wait(&self.shared.changed, output);
+        }
+        if output.closed {
+            return Ok(bytes.len());
+        }
+        let end = output.wanted.as_mut().and_then(|wanted| wanted.find(bytes));
+        output.waiting.extend(&bytes[..end.unwrap_or(bytes.len())]);
+        if end.is_some() {
+            output.close();
+        }
+        self.shared.changed.notify_all();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait<'a, T>(changed: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The text of `--exit-when`, which may come in pieces.
+#[derive(Debug)]
+struct Wanted {
+    text: Vec<u8>,
+    /// The end of what was printed, shorter than `text`.
+    tail: Vec<u8>,
+}
+
+impl Wanted {
+    fn new(text: &str) -> Self {
+        Self { text: text.into(), tail: Vec::new() }
+    }
+
+    /// Where in `bytes` the text ends, if it does.
+    fn find(&mut self, bytes: &[u8]) -> Option<usize> {
+        let before = self.tail.len();
+        self.tail.extend(bytes);
+        let found = self.tail.windows(self.text.len()).position(|window| window == self.text);
+        if let Some(start) = found {
+            return Some(start + self.text.len() - before);
+        }
+        let keep = self.tail.len().min(self.text.len() - 1);
+        self.tail.drain(..self.tail.len() - keep);
+        None
+    }
+}
+
+/// The modes of the terminal, of which a process has one.
+mod terminal {
+    use super::*;
+
+    /// The modes as they were, while they are changed.
+    static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+    static WATCH: Once = Once::new();
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+
+    /// Raw mode: keys are neither echoed nor gathered to lines, and none makes a signal.
+    pub fn take() -> io::Result<()> {
+        watch()?;
+        let modes = tcgetattr(io::stdin())?;
+        *lock(&BEFORE) = Some(modes.clone());
+        set_raw(modes)
+    }
+
+    fn set_raw(mut modes: Termios) -> io::Result<()> {
+        modes.make_raw();
+        Ok(tcsetattr(io::stdin(), OptionalActions::Now, &modes)?)
+    }
+
+    pub fn restore() {
+        if let Some(modes) = lock(&BEFORE).take() {
+            // If the terminal is gone, there is nothing to restore.
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &modes);
+        }
+    }
+
+    /// Restores the modes before a panic is reported and before a signal ends the process.
+    fn watch() -> io::Result<()> {
+        let mut result = Ok(());
+        WATCH.call_once(|| {
+            let report = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                restore();
+                report(info);
+            }));
+            let handled = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGCONT]);
+            result = handled.and_then(|mut signals| {
+                spawn("signals", move || signals.forever().for_each(on_signal))
+            });
+            WATCHED.store(result.is_ok(), Ordering::Relaxed);
+        });
+        if result.is_ok() && !WATCHED.load(Ordering::Relaxed) {
+            return Err(ErrorKind::Other.into());
+        }
+        result
+    }
+
+    fn on_signal(signal: i32) {
+        if signal == SIGCONT {
+            // While we were stopped, the shell set the modes that it likes.
+            if let Some(modes) = lock(&BEFORE).clone() {
+                let _ = set_raw(modes);
+            }
+            return;
+        }
+        restore();
+        // Ends the process as the signal would have done.
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::sync::mpsc::channel;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn presses(keys: &[u8]) -> Vec<Press> {
+        let mut keyboard = Keyboard::default();
+        keys.iter().map(|&key| keyboard.press(key)).filter(|&p| p != Press::Nothing).collect()
+    }
+
+    #[test]
+    fn ctrl_a_begins_a_command() {
+        use Press::*;
+        assert_eq!(presses(b"x\x03"), [Key(b'x'), Key(3)]);
+        assert_eq!(presses(b"\x01x"), [Leave]);
+        assert_eq!(presses(b"\x01h\x01?"), [Help, Help]);
+        assert_eq!(presses(b"\x01\x01x"), [Key(1), Key(b'x')]);
+        assert_eq!(presses(b"\x01qx"), [Key(b'x')]);
+    }
+
+    #[test]
+    fn seconds_are_positive_and_not_endless() {
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        for text in ["0", "-1", "x", "", "inf", "NaN", "1e99", "1e-99"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    /// What came out.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            lock(&self.0).extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_text_ends_it_and_nothing_follows() {
+        let paper = Paper::default();
+        let left = Arc::new(AtomicU32::new(0));
+        let leave = {
+            let left = Arc::clone(&left);
+            move || {
+                left.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let mut screen = Screen::new(paper.clone(), Some("abc"), leave).unwrap();
+        for piece in ["xxaba", "bcyy", "abc"] {
+            screen.write_all(piece.as_bytes()).unwrap();
+        }
+        screen.drain(None);
+        assert_eq!(*lock(&paper.0), b"xxababc");
+        assert_eq!(left.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_closed_stdout_ends_the_machine() {
+        let (pipe, out) = io::pipe().unwrap();
+        drop(pipe);
+        let (sender, left) = channel();
+        let leave = move || sender.send(()).unwrap();
+        let mut screen = Screen::new(out, None, leave).unwrap();
+        screen.write_all(b"nobody reads this").unwrap();
+        left.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+
+    #[test]
+    fn a_stdout_that_nobody_reads_is_given_up() {
+        let (_pipe, out) = io::pipe().unwrap();
+        let mut screen = Screen::new(out, None, || ()).unwrap();
+        // More than a pipe holds.
+        screen.write_all(&vec![b'x'; 1 << 20]).unwrap();
+        screen.drain(Some(Duration::from_millis(50)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_in_pieces_is_found_where_it_ends(
+            bytes in proptest::collection::vec(0..3_u8, 0..40),
+            text in proptest::collection::vec(0..3_u8, 1..4),
+            cuts in proptest::collection::vec(1..5_usize, 1..40),
+        ) {
+            let text = String::from_utf8(text).unwrap();
+            let whole = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+            let mut wanted = Wanted::new(&text);
+            let (mut start, mut found) = (0, None);
+            for cut in cuts.iter().cycle() {
+                let end = (start + cut).min(bytes.len());
+                found = wanted.find(&bytes[start..end]).map(|at| start + at);
+                start = end;
+                if found.is_some() || start == bytes.len() {
+                    break;
+                }
+            }
+            prop_assert_eq!(found, whole.map(|at| at + text.len()));
+        }
+    }
+}
