@@ -22,3 +22,9 @@ pub fn default_kernel() -> PathBuf {
 pub fn default_initrd() -> PathBuf {
     dir().join("guest/initramfs.cpio")
 }
+
+/// Where set-up unpacks the lab's kernel: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`, as on an
+/// installed system.
+pub fn lab_kernel() -> PathBuf {
+    dir().join("lab-kernel")
+}

@@ -40,11 +40,29 @@ Exit codes: 0 the guest ended well, 1 the guest crashed, 2 bad input or usage,
 /// becomes one line on stderr.
 pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -> ExitCode {
     let ended = program(Args::parse()).unwrap_or_else(|error| {
-        let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-        anstream::eprintln!("{red}error:{red:#} {error:#}");
+        print_error(&error);
         blamed(&error)
     });
     ExitCode::from(ended as u8)
+}
+
+/// Prints an error with its causes as one line on stderr.
+pub fn print_error(error: &anyhow::Error) {
+    let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+    anstream::eprintln!("{red}error:{red:#} {}", one_line(error));
+}
+
+/// An error and its causes, from the outermost in. A cause that the line before it already tells is
+/// not told twice.
+fn one_line(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |line, cause| {
+        let cause = cause.to_string().replace('\n', " ");
+        match line.as_str() {
+            "" => cause,
+            told if told.contains(&cause) => line,
+            _ => format!("{line}: {cause}"),
+        }
+    })
 }
 
 /// The exit code that an error stands for: what `common` says of it, else bad input, for what is
@@ -54,5 +72,18 @@ fn blamed(error: &anyhow::Error) -> Ended {
         Some(Blame::Host) => Ended::HostCannot,
         Some(Blame::Guest) => Ended::GuestCrashed,
         Some(Blame::Input) | None => Ended::BadInput,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once_and_in_one_line() {
+        let error = anyhow::anyhow!("no such file\nor folder")
+            .context("cannot read a.bin: no such file or folder")
+            .context("no program");
+        assert_eq!(one_line(&error), "no program: cannot read a.bin: no such file or folder");
     }
 }

@@ -1,0 +1,231 @@
+//! The distribution's packages: those to install, and those that are only unpacked.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{IsTerminal, stdin};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::geteuid;
+
+/// The commands that the project needs, and the packages that bring them, by package system.
+pub const TOOLS: &[Tool] = &[
+    Tool { command: "nasm", apt: "nasm", dnf: "nasm", pacman: "nasm", zypper: "nasm" },
+    Tool {
+        command: "qemu-system-x86_64",
+        apt: "qemu-system-x86",
+        dnf: "qemu-system-x86-core",
+        pacman: "qemu-system-x86",
+        zypper: "qemu-x86",
+    },
+];
+
+/// A command and the package that brings it.
+pub struct Tool {
+    /// Looked for in `PATH`.
+    pub command: &'static str,
+    /// Debian, Ubuntu.
+    pub apt: &'static str,
+    dnf: &'static str,
+    pacman: &'static str,
+    zypper: &'static str,
+}
+
+/// The path of a command, if it is in `PATH`. System folders are looked at as well, which a user's
+/// `PATH` on Debian does not have.
+pub fn find_command(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// Whether packages come by apt here, which set-up can work.
+pub fn has_apt() -> bool {
+    find_command("apt-get").is_some() && find_command("dpkg-deb").is_some()
+}
+
+/// What a person has to type to install `tools` where set-up does not do it: one line for each package
+/// system that is here, or for all of them if none is.
+///
+/// The last two packages of a line are what the guest's user space and the lab's agent are made of.
+pub fn by_hand(tools: &[&Tool]) -> Vec<String> {
+    type Name = fn(&Tool) -> &'static str;
+    let systems: [(&str, &str, Name, &str); 3] = [
+        ("dnf", "sudo dnf install", |tool| tool.dnf, "busybox glibc-static"),
+        ("pacman", "sudo pacman -S", |tool| tool.pacman, "busybox"),
+        ("zypper", "sudo zypper install", |tool| tool.zypper, "busybox-static glibc-devel-static"),
+    ];
+    let line = |(_, install, name, more): &(&str, &str, Name, &str)| {
+        let names: Vec<_> = tools.iter().map(|tool| name(tool)).collect();
+        format!("{install} {} {more}", names.join(" "))
+    };
+    let here: Vec<_> =
+        systems.iter().filter(|(system, ..)| find_command(system).is_some()).map(line).collect();
+    if here.is_empty() { systems.iter().map(line).collect() } else { here }
+}
+
+/// Installs packages with apt, as root or through sudo. Output goes to `log`.
+pub fn apt_install(packages: &[&str], log: &Path) -> Result<()> {
+    let mut args = vec!["install", "--yes", "--no-install-recommends"];
+    args.extend(packages);
+    apt_get_as_root(&args, log).with_context(|| format!("cannot install {}", packages.join(" ")))
+}
+
+/// Fetches the package lists unless they are there: a fresh machine or container has none.
+pub fn apt_update_if_unknown(packages: &[&str], log: &Path) -> Result<()> {
+    if packages.iter().all(|package| is_known(package)) {
+        return Ok(());
+    }
+    let updated = apt_get_as_root(&["update"], log);
+    // One broken third-party source fails the whole update, though all that we need has come.
+    match packages.iter().find(|package| !is_known(package)) {
+        None => Ok(()),
+        Some(package) => {
+            updated.context("cannot fetch the package lists")?;
+            bail!("apt knows no package {package}: is Debian's or Ubuntu's main archive enabled?")
+        }
+    }
+}
+
+/// Whether apt could fetch this package.
+pub fn is_known(package: &str) -> bool {
+    apt_cache("policy", package).is_ok_and(|text| {
+        text.lines().any(|line| {
+            line.trim().strip_prefix("Candidate: ").is_some_and(|version| version != "(none)")
+        })
+    })
+}
+
+/// The packages of a kernel by the name that stays the same over its versions: the image, and on
+/// Ubuntu its modules, which are packages of their own.
+pub fn kernel_packages(meta: &str) -> Result<Vec<String>> {
+    let mut found: Vec<String> = Vec::new();
+    let mut queue = vec![meta.to_owned()];
+    while let Some(package) = queue.pop() {
+        for needed in depends(&apt_cache("depends", &package)?) {
+            let kernel = ["linux-image-", "linux-modules-"].iter().any(|p| needed.starts_with(p));
+            // Alternatives such as linux-image-unsigned-… repeat the same files.
+            if kernel && !needed.contains("unsigned") && !found.iter().any(|name| name == needed) {
+                found.push(needed.to_owned());
+                queue.push(needed.to_owned());
+            }
+        }
+    }
+    ensure!(!found.is_empty(), "apt knows no kernel behind {meta}");
+    Ok(found)
+}
+
+/// The packages that `apt-cache depends` lists as needed.
+fn depends(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        line.trim_start_matches([' ', '|'])
+            .strip_prefix("Depends: ")
+            .filter(|name| !name.contains('<'))
+    })
+}
+
+/// Downloads packages and unpacks them together into `dir`, without installing anything.
+pub fn unpack(packages: &[impl AsRef<OsStr>], dir: &Path, log: &Path) -> Result<()> {
+    let debs = tempfile::tempdir_in(dir).context("cannot make a folder for downloads")?;
+    let mut download = Command::new("apt-get");
+    download.arg("download").args(packages).current_dir(debs.path());
+    run_logged(&mut download, log).context("the download failed")?;
+    for deb in fs::read_dir(debs.path())? {
+        let mut extract = Command::new("dpkg-deb");
+        extract.arg("--extract").arg(deb?.path()).arg(dir);
+        run_logged(&mut extract, log)?;
+    }
+    Ok(())
+}
+
+/// Asks for the password that sudo may want, before a moving line would write over the question.
+pub fn ready_for_root() -> Result<()> {
+    if geteuid().is_root() || !stdin().is_terminal() || find_command("sudo").is_none() {
+        return Ok(());
+    }
+    let status = Command::new("sudo").arg("--validate").status().context("cannot start sudo")?;
+    ensure!(status.success(), "sudo refused");
+    Ok(())
+}
+
+fn apt_cache(what: &str, package: &str) -> Result<String> {
+    let output = Command::new("apt-cache")
+        .args([what, package])
+        .env("LC_ALL", "C")
+        .output()
+        .context("cannot start apt-cache")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn apt_get_as_root(args: &[&str], log: &Path) -> Result<()> {
+    let mut command = if geteuid().is_root() {
+        Command::new("apt-get")
+    } else if find_command("sudo").is_some() {
+        let mut sudo = Command::new("sudo");
+        if !stdin().is_terminal() {
+            sudo.arg("--non-interactive");
+        }
+        sudo.arg("apt-get");
+        sudo
+    } else {
+        bail!("this takes root: run `apt-get {}` as root, then this again", args.join(" "))
+    };
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    run_logged(&mut command, log)
+}
+
+/// Runs a command with its output added to `log`; its last error line becomes the error.
+fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let file = fs::File::options().create(true).append(true).open(log)?;
+    let output = command
+        .env("LC_ALL", "C")
+        .stdout(file)
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("cannot start {name}"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    fs::File::options().append(true).open(log).and_then(|mut file| {
+        use std::io::Write;
+        file.write_all(errors.as_bytes())
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = errors.lines().rfind(|line| line.starts_with("E:") || line.starts_with("sudo:"));
+    let said = said.or_else(|| errors.lines().last()).unwrap_or("no reason given");
+    bail!("{name}: {said} (all of it: {})", log.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_read_from_what_apt_cache_prints() {
+        let text = "linux-image-generic\n  Depends: linux-image-6.8.0-31-generic\n |Depends: \
+                    linux-modules-extra-6.8.0-31-generic\n  Depends: <virtual>\n  Recommends: thermald\n";
+        assert_eq!(
+            depends(text).collect::<Vec<_>>(),
+            ["linux-image-6.8.0-31-generic", "linux-modules-extra-6.8.0-31-generic"]
+        );
+    }
+
+    #[test]
+    fn every_package_system_gets_a_line_that_names_all_tools() {
+        let tools: Vec<_> = TOOLS.iter().collect();
+        for line in by_hand(&tools) {
+            assert!(line.starts_with("sudo ") && line.contains(" nasm "), "{line}");
+        }
+    }
+
+    #[test]
+    fn commands_are_found_in_path_and_others_are_not() {
+        assert!(find_command("sh").is_some());
+        assert!(find_command("no-such-command-anywhere").is_none());
+    }
+}

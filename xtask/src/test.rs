@@ -1,0 +1,429 @@
+//! `cargo xtask test`: every check, the quick ones first, the milestones on a real `/dev/kvm` last.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{IsTerminal, Write, stderr};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+
+use crate::workspace::{self, STAGES};
+
+/// What no check may exceed: a hang has to end in a clear line. The longest takes a few minutes.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// How much of a failed check's output is shown; the whole of it is in its log.
+const TAIL_LINES: usize = 60;
+
+/// How a milestone test begins the line in which it says what this host lacks for it.
+const SKIPPED: &str = "skipped: ";
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run only the checks whose name contains one of these words, such as `clippy` or `05`
+    #[arg(value_name = "CHECK")]
+    only: Vec<String>,
+
+    /// Print the names of the checks and stop
+    #[arg(long)]
+    list: bool,
+}
+
+/// One check: a name and the command that decides it.
+struct Check {
+    name: String,
+    command: Command,
+}
+
+/// How a check ended.
+struct Outcome {
+    name: String,
+    status: Option<ExitStatus>,
+    took: Duration,
+    log: PathBuf,
+    tests: Tests,
+}
+
+/// What the test harnesses of a check counted.
+#[derive(Clone, Copy, Default)]
+struct Tests {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Runs the checks and says how each ended. An error means that one failed.
+pub fn run(args: &Args) -> Result<()> {
+    let wanted = |name: &str| {
+        args.only.is_empty() || args.only.iter().any(|word| name.contains(word.as_str()))
+    };
+    if args.list {
+        let names = workspace_checks().into_iter().chain(walk_checks()).map(|check| check.name);
+        let milestones = STAGES
+            .iter()
+            .flat_map(|stage| ["lab", "host"].map(|place| format!("milestone {stage} ({place})")));
+        names.chain(milestones).for_each(|name| println!("{name}"));
+        return Ok(());
+    }
+    crate::setup::run(&crate::setup::Args::default())?;
+
+    let began = Instant::now();
+    let mut outcomes = Vec::new();
+    for check in workspace_checks().into_iter().filter(|check| wanted(&check.name)) {
+        outcomes.push(check.run()?);
+    }
+    let milestones: Vec<_> = milestone_checks(wanted)?;
+    // Two labs use two cores; the emulated machine itself has one.
+    let lanes = thread::available_parallelism().map_or(1, |cores| cores.get()).min(2);
+    outcomes.extend(run_side_by_side(milestones, lanes)?);
+    for check in walk_checks().into_iter().filter(|check| wanted(&check.name)) {
+        outcomes.push(check.run()?);
+    }
+    report(&outcomes, began.elapsed())
+}
+
+/// The checks that need no virtual machine, and the lab's own.
+fn workspace_checks() -> Vec<Check> {
+    let mut checks = vec![
+        Check::cargo("format", &["fmt", "--all", "--check"]),
+        Check::cargo("format of the guest kernel", &["fmt", "--all", "--check"]).in_guest_kernel(),
+        Check::cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-Dwarnings"]),
+        Check::cargo("clippy of the guest kernel", &["clippy", "--", "-Dwarnings"])
+            .in_guest_kernel(),
+        Check::cargo("docs", &["doc", "--workspace", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-Dwarnings"),
+    ];
+    // Alone, a stage's `common` has only what the stages up to it introduced.
+    checks.extend(STAGES.iter().map(|stage| {
+        let package = format!("stage-{}", &stage[..2]);
+        Check::cargo(&format!("layers of {stage}"), &["check", "--package", &package])
+    }));
+    let mut units = vec!["test", "--workspace", "--no-fail-fast"];
+    let packages: Vec<_> = STAGES.iter().map(|stage| format!("stage-{}", &stage[..2])).collect();
+    units.extend(packages.iter().flat_map(|package| ["--exclude", package]));
+    checks.push(Check::cargo("unit tests and the lab", &units).env("MINI_KVM_REQUIRE_LAB", "1"));
+    checks.push(Check::cargo("unit tests of the guest kernel", &["test"]).in_guest_kernel());
+    checks
+}
+
+/// Each stage once as a reader starts it, without arguments, and the demo.
+fn walk_checks() -> Vec<Check> {
+    let mut checks: Vec<_> = STAGES
+        .iter()
+        .map(|stage| {
+            Check::cargo(&format!("cargo run --bin {stage}"), &["run", "--quiet", "--bin", stage])
+                .env("MINI_KVM", "lab")
+        })
+        .collect();
+    checks.push(Check::cargo("cargo xtask demo", &["xtask", "demo"]));
+    checks
+}
+
+/// The milestone tests: each stage in the lab, and once more on the host if its KVM can do the job.
+fn milestone_checks(wanted: impl Fn(&str) -> bool) -> Result<Vec<Check>> {
+    let candidates: Vec<_> = ["lab", "host"]
+        .into_iter()
+        // The last stages take longest; started first, they leave no core idle at the end.
+        .flat_map(|place| STAGES.iter().rev().map(move |stage| (*stage, place)))
+        .map(|(stage, place)| (format!("milestone {stage} ({place})"), stage, place))
+        .filter(|(name, ..)| wanted(name))
+        .collect();
+    if candidates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let executables = build_milestones()?;
+    let able = if candidates.iter().any(|(.., place)| *place == "host") {
+        stages_the_host_can_run()?
+    } else {
+        Vec::new()
+    };
+    candidates
+        .into_iter()
+        .filter(|(_, stage, place)| *place == "lab" || able.contains(stage))
+        .map(|(name, stage, place)| {
+            let executable = executables
+                .get(&format!("stage_{}", &stage[..2]))
+                .with_context(|| format!("{stage} has no milestone tests"))?;
+            let mut command = Command::new(workspace::root().join("lab/run"));
+            command.arg(executable).arg("--show-output").env("MINI_KVM", place);
+            command.current_dir(workspace::root().join("stages").join(stage));
+            Ok(Check { name, command })
+        })
+        .collect()
+}
+
+/// Builds the stages and their tests; gives the test executables by name.
+fn build_milestones() -> Result<BTreeMap<String, PathBuf>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
+        .current_dir(workspace::root())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    ensure!(output.status.success(), "the milestone tests do not build");
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?;
+            let executable = message["executable"].as_str()?;
+            name.starts_with("stage_").then(|| (name.to_owned(), executable.into()))
+        })
+        .collect())
+}
+
+/// What stage 01's check-up says of this host's own KVM; none if there is none.
+fn stages_the_host_can_run() -> Result<Vec<&'static str>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--bin", STAGES[0], "--", "--json"])
+        .env("MINI_KVM", "host")
+        .current_dir(workspace::root())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        return Ok(Vec::new());
+    }
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .context("01_create_vm --json printed something else than JSON")?;
+    let verdicts = report["verdicts"].as_array().context("01_create_vm --json has no verdicts")?;
+    let able = |number: u64| {
+        verdicts.iter().any(|verdict| {
+            verdict["stage"].as_u64() == Some(number) && verdict["able"] == Value::Bool(true)
+        })
+    };
+    Ok((1..).zip(STAGES).filter(|(number, _)| able(*number)).map(|(_, stage)| stage).collect())
+}
+
+impl Check {
+    fn cargo(name: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(args).current_dir(workspace::root());
+        Self { name: name.to_owned(), command }
+    }
+
+    fn env(mut self, key: &str, value: &str) -> Self {
+        self.command.env(key, value);
+        self
+    }
+
+    /// The guest kernel is a workspace of its own: it is built for no operating system.
+    fn in_guest_kernel(mut self) -> Self {
+        self.command.current_dir(workspace::root().join("guests/kernel"));
+        self
+    }
+
+    /// Runs the check with its output in a log, and prints a line when it begins to take time and one
+    /// when it ends.
+    fn run(mut self) -> Result<Outcome> {
+        let live = stderr().is_terminal();
+        if live {
+            eprint!("     {} …\r", self.name);
+        }
+        let outcome = self.finish()?;
+        outcome.print(if live { "\x1b[K" } else { "" });
+        Ok(outcome)
+    }
+
+    fn finish(&mut self) -> Result<Outcome> {
+        let log = log_path(&self.name)?;
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let began = Instant::now();
+        let child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", self.command.get_program()))?;
+        let status = wait_within(child, LIMIT)?;
+        let tests = Tests::count(&fs::read_to_string(&log).unwrap_or_default());
+        Ok(Outcome { name: self.name.clone(), status, took: began.elapsed(), log, tests })
+    }
+}
+
+/// Waits for a child that leads its own process group; past the limit it kills the group and gives
+/// `None`.
+fn wait_within(mut child: Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+    child.wait()?;
+    Ok(None)
+}
+
+/// Runs checks in `lanes` threads, in their order.
+fn run_side_by_side(checks: Vec<Check>, lanes: usize) -> Result<Vec<Outcome>> {
+    let queue = Mutex::new(checks.into_iter());
+    let outcomes = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes)
+            .map(|_| {
+                scope.spawn(|| {
+                    loop {
+                        let Some(mut check) = queue.lock().unwrap().next() else {
+                            return Ok(());
+                        };
+                        let outcome = check.finish()?;
+                        outcome.print("");
+                        outcomes.lock().unwrap().push(outcome);
+                    }
+                })
+            })
+            .collect();
+        lanes.into_iter().try_for_each(|lane| lane.join().expect("a lane does not panic"))
+    })
+    .map(|()| outcomes.into_inner().unwrap())
+}
+
+impl Outcome {
+    fn ok(&self) -> bool {
+        self.status.is_some_and(|status| status.success())
+    }
+
+    /// Which of its tests were not run, and why.
+    fn skips(&self) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let reasons = log.lines().filter_map(|line| line.strip_prefix(SKIPPED));
+        reasons.map(|reason| format!("skipped in {}: {reason}", self.name)).collect()
+    }
+
+    /// Prints one line, and for a failed check the end of its log.
+    fn print(&self, clear: &str) {
+        let mut text = format!(
+            "{clear}{:>4} {} ({:.1} s{})\n",
+            if self.ok() { "ok" } else { "FAIL" },
+            self.name,
+            self.took.as_secs_f64(),
+            self.tests.describe(),
+        );
+        if !self.ok() {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            for line in &lines[lines.len().saturating_sub(TAIL_LINES)..] {
+                text += &format!("   | {line}\n");
+            }
+            let how = match self.status {
+                None => format!("killed after {} minutes", LIMIT.as_secs() / 60),
+                Some(status) => match (status.code(), status.signal()) {
+                    (Some(code), _) => format!("exit code {code}"),
+                    (None, signal) => format!("signal {}", signal.unwrap_or(0)),
+                },
+            };
+            text += &format!("   = {how}; all of it: {}\n", self.log.display());
+        }
+        let _ = stderr().write_all(text.as_bytes());
+    }
+}
+
+impl Tests {
+    /// Adds up the `test result:` lines of libtest, and the lines by which a test says that this host
+    /// cannot run it.
+    fn count(log: &str) -> Self {
+        let mut tests = Self::default();
+        let mut unable = 0;
+        for line in log.lines() {
+            if let Some(result) = line.strip_prefix("test result: ") {
+                let number = |what: &str| -> u64 {
+                    let before = result.split(what).next().unwrap_or_default();
+                    before.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+                };
+                tests.passed += number(" passed");
+                tests.failed += number(" failed");
+                tests.skipped += number(" ignored");
+            } else if line.starts_with(SKIPPED) {
+                unable += 1;
+            }
+        }
+        // libtest counts these as passed: it has no way to say at run time that a test was not run.
+        tests.skipped += unable;
+        tests.passed = tests.passed.saturating_sub(unable);
+        tests
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self { passed: 0, failed: 0, skipped: 0 } => String::new(),
+            Self { passed, skipped: 0, .. } => format!(", {passed} tests"),
+            Self { passed, skipped, .. } => format!(", {passed} tests, {skipped} skipped"),
+        }
+    }
+}
+
+/// Where the output of a check is kept.
+fn log_path(name: &str) -> Result<PathBuf> {
+    let dir = workspace::target().join("checks");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let file: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    Ok(dir.join(file + ".log"))
+}
+
+/// Prints the sum, and fails if a check failed.
+fn report(outcomes: &[Outcome], took: Duration) -> Result<()> {
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.ok()).collect();
+    let mut sum = Tests::default();
+    for outcome in outcomes {
+        sum.passed += outcome.tests.passed;
+        sum.failed += outcome.tests.failed;
+        sum.skipped += outcome.tests.skipped;
+    }
+    println!();
+    for skip in outcomes.iter().flat_map(Outcome::skips) {
+        println!("{skip}");
+    }
+    println!("{} checks, {} failed, in {:.0} s", outcomes.len(), failed.len(), took.as_secs_f64());
+    println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = failed.iter().map(|outcome| outcome.name.as_str()).collect();
+    bail!("failed: {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_harnesses_add_up_and_skipped_tests_did_not_pass() {
+        let log = "\
+running 3 tests
+skipped: this host's KVM cannot page
+test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out
+";
+        let Tests { passed, failed, skipped } = Tests::count(log);
+        assert_eq!((passed, failed, skipped), (6, 2, 2));
+    }
+
+    #[test]
+    fn a_check_that_hangs_is_killed_with_all_that_it_started() {
+        let child = Command::new("sh")
+            .args(["-c", "sleep 1000 & sleep 1000"])
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let group = Pid::from_child(&child);
+        assert!(wait_within(child, Duration::from_millis(100)).unwrap().is_none());
+        // The group is empty once its last member is gone, which init may take a moment to reap.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while rustix::process::test_kill_process_group(group).is_ok() {
+            assert!(Instant::now() < deadline, "the group still has a process");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
