@@ -5,3 +5,23 @@
 //! address that it expects to be loaded at.
 
 include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+
+/// The probe guests of [`common::checkup`].
+pub fn checkup() -> common::checkup::Probes {
+    common::checkup::Probes {
+        real16: probes::REAL16,
+        protected32: probes::PROTECTED32,
+        paging32: probes::PAGING32,
+        long_mode: probes::LONG_MODE,
+        speed: probes::SPEED,
+        irqchip: probes::IRQCHIP,
+        smp: probes::SMP,
+        single_step: probes::SINGLE_STEP,
+        ring3: probes::RING3,
+        cmpxchg16b: probes::CMPXCHG16B,
+        fpu_state: probes::FPU_STATE,
+        mmio: probes::MMIO,
+        rom: probes::ROM,
+        touch: probes::TOUCH,
+    }
+}

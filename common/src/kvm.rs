@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
 use crate::error::{Blame, Blamed};
@@ -79,6 +79,60 @@ pub fn open() -> Result<Kvm, Error> {
 pub fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     kvm.create_vm().map_err(|source| Error::Ioctl { ioctl: "KVM_CREATE_VM", source })
 }
+
+/// Something that KVM has been able to do since some version, and tells by `KVM_CHECK_EXTENSION` (KVM
+/// API 4.4).
+#[derive(Clone, Copy, Debug)]
+pub struct Capability {
+    /// Its name in the KVM API.
+    pub name: &'static str,
+    /// What the stages use it for, in a few words.
+    pub what: &'static str,
+    /// The stages (1 to 8) that cannot do without it.
+    pub stages: &'static [u8],
+    cap: Cap,
+}
+
+impl Capability {
+    /// What `KVM_CHECK_EXTENSION` says: 0 if KVM lacks it, 1 or a number with a meaning of its own if not.
+    pub fn value(&self, kvm: &Kvm) -> i32 {
+        kvm.check_extension_int(self.cap)
+    }
+
+    /// Those that `stage` (1 to 8) cannot do without.
+    pub fn needed_by(stage: u8) -> impl Iterator<Item = &'static Self> {
+        CAPABILITIES.iter().filter(move |capability| capability.stages.contains(&stage))
+    }
+}
+
+/// The capabilities that the stages rely on, in the order in which they come to need them.
+pub const CAPABILITIES: &[Capability] = {
+    const fn cap(
+        cap: Cap,
+        name: &'static str,
+        what: &'static str,
+        stages: &'static [u8],
+    ) -> Capability {
+        Capability { name, what, stages, cap }
+    }
+    const FROM_2: &[u8] = &[2, 3, 4, 5, 6, 7, 8];
+    const FROM_3: &[u8] = &[3, 4, 5, 6, 7, 8];
+    &[
+        cap(Cap::UserMemory, "KVM_CAP_USER_MEMORY", "memslots", FROM_2),
+        cap(Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "KVM's own pages", FROM_2),
+        cap(Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR", "KVM's own pages", FROM_2),
+        cap(Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM", "ROM", &[2, 5, 7]),
+        cap(Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "the guest's CPUID", FROM_3),
+        cap(Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG", "single step", &[3]),
+        cap(Cap::CoalescedMmio, "KVM_CAP_COALESCED_MMIO", "gathered writes", &[5]),
+        cap(Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "doorbells", &[5, 8]),
+        cap(Cap::Irqchip, "KVM_CAP_IRQCHIP", "in-kernel PIC and APIC", &[5, 6, 7, 8]),
+        cap(Cap::Irqfd, "KVM_CAP_IRQFD", "interrupt lines", &[5, 6, 7, 8]),
+        cap(Cap::Pit2, "KVM_CAP_PIT2", "in-kernel timer", &[6, 7, 8]),
+        cap(Cap::MpState, "KVM_CAP_MP_STATE", "several vCPUs", &[8]),
+        cap(Cap::Clocksource, "KVM_CAP_CLOCKSOURCE", "the guest's clock", &[8]),
+    ]
+};
 
 /// The group that owns [`DEVICE`], by name if `/etc/group` has one for it.
 fn device_group() -> String {
