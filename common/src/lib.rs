@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`] |
-//! | 03 | [`deadline`], [`file`], [`vcpu`] |
+//! | 03 | [`deadline`], [`mod@file`], [`vcpu`] |
 //! | 04 | [`bus`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
