@@ -39,6 +39,7 @@ Exit codes: 0 the guest ended well, 1 the guest crashed, 2 bad input or usage,
 /// Parses the command line, runs `program`, and turns how it ended into the exit code; an error
 /// becomes one line on stderr.
 pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -> ExitCode {
+    end_with_our_reader();
     let ended = program(Args::parse()).unwrap_or_else(|error| {
         print_error(&error);
         blamed(&error)
@@ -63,6 +64,16 @@ fn one_line(error: &anyhow::Error) -> String {
             _ => format!("{line}: {cause}"),
         }
     })
+}
+
+/// Has `03_vcpu | head` end when `head` does, as every Unix tool ends: by SIGPIPE. Rust's runtime ignores
+/// that signal, so that a `println!` into a closed pipe panics instead.
+fn end_with_our_reader() {
+    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE, and no code of ours runs in a handler.
+    #[expect(unsafe_code, reason = "the standard library has no call for a signal's disposition")]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
 }
 
 /// The exit code that an error stands for: what `common` says of it, else bad input, for what is

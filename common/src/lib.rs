@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`] |
-//! | 03 | [`deadline`], [`mod@file`], [`vcpu`] |
+//! | 03 | [`deadline`], [`disasm`], [`mod@file`], [`regs`], [`step`], [`vcpu`] |
 //! | 04 | [`bus`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
@@ -28,6 +28,8 @@ mod deadline;
 #[cfg(feature = "stage03")]
 pub mod deadline;
 #[cfg(feature = "stage03")]
+pub mod disasm;
+#[cfg(feature = "stage03")]
 pub mod file;
 #[cfg(all(feature = "stage01", not(feature = "stage02")))]
 #[allow(dead_code, reason = "the check-up uses a part of it")]
@@ -44,6 +46,11 @@ pub mod memory;
 mod vcpu;
 #[cfg(feature = "stage03")]
 pub mod vcpu;
+
+#[cfg(feature = "stage03")]
+pub mod regs;
+#[cfg(feature = "stage03")]
+pub mod step;
 
 #[cfg(feature = "stage04")]
 pub mod bus;

@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
+pub use kvm_bindings::CpuId;
 use kvm_bindings::{
-    CpuId, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_MAX_CPUID_ENTRIES, kvm_debug_exit_arch,
     kvm_guest_debug, kvm_regs, kvm_run, kvm_sregs,
@@ -214,8 +215,18 @@ impl Vcpu {
         self.set_regs(&kvm_regs { rip: entry.0, rsp: entry.0, rflags: 0x2, ..Default::default() })
     }
 
-    /// Has KVM return with [`Exit::Debug`] after every instruction, or no longer
+    /// Where the guest's page tables map a linear address, and `None` where they map nothing; without
+    /// paging the two are the same (`KVM_TRANSLATE`, KVM API 4.15).
+    pub fn translate(&self, linear: u64) -> Option<GuestAddress> {
+        let found = self.fd.translate_gva(linear).ok()?;
+        (found.valid != 0).then_some(GuestAddress(found.physical_address))
+    }
+
+    /// Has KVM return with [`Exit::Debug`] after the next instruction, or no longer
     /// (`KVM_SET_GUEST_DEBUG`, KVM API 4.87).
+    ///
+    /// Ask again before each step. KVM steps by setting RFLAGS.TF at the instruction where the guest stands
+    /// now; when it emulates one (on AMD a `mov` to or from CR0, for instance), the flag is lost with it.
     pub fn set_single_step(&self, on: bool) -> Result<(), Error> {
         let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
         self.fd
@@ -257,6 +268,13 @@ impl Vcpu {
     fn failed(&self, ioctl: &'static str, source: kvm_ioctls::Error) -> Error {
         Error::Ioctl { ioctl, vcpu: self.id, source }
     }
+}
+
+/// The vendor that CPUID leaf 0 names: twelve letters in EBX, EDX and ECX (Intel SDM vol. 2, CPUID).
+pub fn vendor(cpuid: &CpuId) -> String {
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0);
+    let letters = leaf.map_or([0; 3], |leaf| [leaf.ebx, leaf.edx, leaf.ecx]).map(u32::to_le_bytes);
+    String::from_utf8_lossy(letters.as_flattened()).into_owned()
 }
 
 /// The bytes of one access of a `KVM_EXIT_IO`, which kvm-ioctls folds into the length of the data.

@@ -1,0 +1,194 @@
+//! Stage 03: a virtual CPU runs a program, and we see each of the ways in which that can end.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use cli::Ended;
+use common::layout::PROGRAM;
+use common::memory::Vm;
+use common::regs::{Bits, CR0, EFER, RFLAGS, Registers};
+use common::step::Moment;
+use common::vcpu::{self, Exit, Vcpu};
+use kvm_bindings::kvm_sregs;
+use vm_memory::{Bytes, GuestAddress};
+
+/// 64 KiB: all that a real-mode segment reaches. The program stands at 0x1000, its stack below it.
+const RAM: usize = 0x1_0000;
+
+/// Where `asm/real/walk.asm` leaves its results: 16 bits and 32 bits.
+const SUM: GuestAddress = GuestAddress(0x2010);
+const SQUARE: GuestAddress = GuestAddress(0x2012);
+
+/// Runs a guest on a virtual CPU: registers before and after, and how it ended.
+///
+/// A vCPU is born in the reset state of a processor. The host gives it a CPUID, sets its registers,
+/// and calls KVM_RUN: the guest then has the host's CPU until it does something that KVM leaves to us.
+/// KVM_RUN returns, the exit reason says what it was, and a monitor is the loop around that.
+#[derive(Parser)]
+#[command(after_help = format!("\
+Try: 03_vcpu                       the reset state, CPUID, a program, what it changed
+     03_vcpu --step                each instruction with its disassembly and its effect
+     03_vcpu triple-fault --step   the last instructions before a machine gives up
+
+{}", cli::EXIT_CODES))]
+struct Args {
+    /// The guest: each ends in a way of its own.
+    #[arg(value_enum, default_value_t = Guest::Walk)]
+    guest: Guest,
+
+    /// Stop after every instruction and print it, with what it changed.
+    #[arg(long)]
+    step: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Guest {
+    /// Asks CPUID who it runs on, adds 1 to 10, squares the sum, ends with HLT.
+    Walk,
+    /// An exception without a handler, and none for that either: KVM_EXIT_SHUTDOWN.
+    TripleFault,
+    /// Starts in a state that no processor can be in: KVM_EXIT_FAIL_ENTRY.
+    FailEntry,
+    /// Jumps to where no memory is: KVM_EXIT_INTERNAL_ERROR.
+    InternalError,
+}
+
+const HLT: &str = "the guest executed HLT and waits for an interrupt; none can come.";
+const SHUTDOWN: &str = "a triple fault. A PC would reset now. KVM on AMD does reset the
+vCPU, so there the registers below are those of the reset state again.";
+const FAIL_ENTRY: &str = "the processor refused to enter the guest with these registers.";
+const INTERNAL_ERROR: &str = "KVM had to emulate an instruction and could not.";
+
+fn main() -> ExitCode {
+    cli::main(run)
+}
+
+fn run(args: Args) -> Result<Ended> {
+    // A VM with memory, as in stage 02, and a program in it.
+    let kvm = common::kvm::open()?;
+    let vm = Vm::with_ram(&kvm, RAM as u64)?;
+    let program = match args.guest {
+        Guest::Walk => asm::real::WALK,
+        Guest::TripleFault => asm::real::TRIPLE_FAULT,
+        Guest::FailEntry => asm::real::HALT,
+        Guest::InternalError => asm::real::NO_MEMORY,
+    };
+    vm.ram().write_slice(program, PROGRAM)?;
+
+    // A processor. KVM has put it into the reset state.
+    let mut vcpu = Vcpu::new(&vm, 0)?;
+    println!("The vCPU after KVM_CREATE_VCPU: the state of a processor after reset");
+    explain_reset(&Registers::of(&vcpu)?);
+
+    // What it says of itself when the guest executes CPUID.
+    let cpuid = vcpu.set_supported_cpuid(&kvm)?;
+    println!("\nCPUID set: {} entries, vendor {:?}", cpuid.as_slice().len(), vcpu::vendor(&cpuid));
+
+    // Where it starts.
+    vcpu.start_real_mode(PROGRAM)?;
+    if args.guest == Guest::FailEntry {
+        vcpu.set_sregs(&impossible(vcpu.sregs()?))?;
+    }
+    let before = Registers::of(&vcpu)?;
+    println!("Registers set: {}, starts at {}\n", before.mode(), before.address());
+
+    // The run loop. Only `break` ends it: with the exit's name, how it came about, and whether that is well.
+    let mut now = Moment::of(&vcpu, RAM)?;
+    let (exit, story, ended) = loop {
+        vcpu.set_single_step(args.step)?;
+        match vcpu.run()? {
+            Exit::Debug(_) => {
+                let after = Moment::of(&vcpu, RAM)?;
+                println!("{}", now.step_to(&after));
+                // A KVM that emulates the guest reports the step over HLT instead of the halt.
+                if now.next.as_ref().is_some_and(|done| done.text == "hlt") {
+                    break ("KVM_EXIT_HLT", HLT.into(), Ended::Well);
+                }
+                now = after;
+            }
+            Exit::Hlt => {
+                if args.step {
+                    println!("{now}");
+                }
+                break ("KVM_EXIT_HLT", HLT.into(), Ended::Well);
+            }
+            Exit::Shutdown => break ("KVM_EXIT_SHUTDOWN", SHUTDOWN.into(), Ended::GuestCrashed),
+            Exit::FailEntry { reason, cpu } => {
+                let story =
+                    format!("{FAIL_ENTRY}\nIts reason is {reason:#X}; it was host CPU {cpu}.");
+                break ("KVM_EXIT_FAIL_ENTRY", story, Ended::GuestCrashed);
+            }
+            Exit::InternalError(error) => {
+                let story = format!("{INTERNAL_ERROR}\nThe suberror is {}.", error.name());
+                break ("KVM_EXIT_INTERNAL_ERROR", story, Ended::GuestCrashed);
+            }
+            // A signal to this process: the guest has done nothing.
+            Exit::Interrupted => {}
+            other => {
+                let story = format!("{other:X?}: this guest has no business with devices.");
+                break ("another exit", story, Ended::GuestCrashed);
+            }
+        }
+    };
+    if args.step && ended != Ended::Well {
+        println!("{now:56} ; was never finished");
+    }
+
+    println!("{}{exit}: {story}", if args.step { "\n" } else { "" });
+    let expected = match args.guest {
+        Guest::Walk => "KVM_EXIT_HLT",
+        Guest::TripleFault => "KVM_EXIT_SHUTDOWN",
+        Guest::FailEntry => "KVM_EXIT_FAIL_ENTRY",
+        Guest::InternalError => "KVM_EXIT_INTERNAL_ERROR",
+    };
+    if exit != expected {
+        println!("Hardware answers this guest with {expected}. This host's KVM works otherwise.");
+    }
+    println!("\n{}", before.beside(&Registers::of(&vcpu)?));
+    if args.guest == Guest::Walk {
+        let (mut sum, mut square) = ([0; 2], [0; 4]);
+        vm.ram().read_slice(&mut sum, SUM)?;
+        vm.ram().read_slice(&mut square, SQUARE)?;
+        let (sum, square) = (u16::from_le_bytes(sum), u32::from_le_bytes(square));
+        println!("The guest left in memory: 1 + 2 + ... + 10 = {sum}, squared {square}");
+    }
+    Ok(ended)
+}
+
+/// The registers that decide what the first instruction is and means.
+fn explain_reset(Registers { regs, sregs }: &Registers) {
+    println!(
+        "  cs     {:04X}, base {:08X}: in real mode the base is the selector times 16,
+         but not here, until CS is loaded for the first time
+  rip    {:04X}: the first instruction comes from {:08X}, a ROM's last 16 bytes
+         below 4 GiB (stage 07). There is none here: we set CS and RIP ourselves
+  rflags {:04X} {}: interrupts are off; bit 1 is always set
+  cr0    {:08X} {}: without PE it is real mode, without PG no paging
+  efer   {:04X} {}: no long mode
+  rdx    {:04X}: family, model and stepping of the processor
+  idt    base {:04X}: in real mode 256 vectors of 4 bytes each stand there",
+        sregs.cs.selector,
+        sregs.cs.base,
+        regs.rip,
+        sregs.cs.base.wrapping_add(regs.rip),
+        regs.rflags,
+        Bits(regs.rflags, RFLAGS),
+        sregs.cr0,
+        Bits(sregs.cr0, CR0),
+        sregs.efer,
+        Bits(sregs.efer, EFER),
+        regs.rdx,
+        sregs.idt.base,
+    );
+}
+
+/// A state that KVM_SET_SREGS lets through and hardware refuses: long mode with a code segment that is
+/// 64-bit (L) and 32-bit (D) at once. (Intel SDM vol. 3, 28.3.1.2; AMD APM vol. 2, 15.5.1.)
+fn impossible(mut sregs: kvm_sregs) -> kvm_sregs {
+    sregs.cr0 = 1 << 31 | 1; // PG, PE
+    sregs.cr4 = 1 << 5; // PAE
+    sregs.efer = 1 << 10 | 1 << 8; // LMA, LME
+    (sregs.cs.l, sregs.cs.db) = (1, 1);
+    sregs
+}
