@@ -87,7 +87,7 @@ impl TextScreen {
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn row(&self, row: usize) -> impl DoubleEndedIterator<Item = Cell> + ExactSizeIterator {
+    pub fn row(&self, row: usize) -> impl ExactSizeIterator<Item = Cell> + Clone {
         self.bytes[row * COLUMNS * 2..][..COLUMNS * 2]
             .chunks_exact(2)
             .map(|cell| Cell { code: cell[0], attribute: cell[1] })

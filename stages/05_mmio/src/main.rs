@@ -1,0 +1,152 @@
+//! Stage 05: memory-mapped I/O. Where no memslot is, an access exits, and a device answers.
+//!
+//! The machine has 640 KiB of RAM, a ROM, and between them three devices on a bus of memory
+//! addresses. Read `machine` from top to bottom; what is around it chooses the guest and prints.
+
+mod demos;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use cli::Ended;
+use cli::screen::Viewer;
+use common::bus::{Bus, shared};
+use common::coalesced::Ring;
+use common::deadline::Deadline;
+use common::doorbell::{self, Doorbell};
+use common::ioeventfd::Ioeventfd;
+use common::irqfd::{Irqfd, create_irqchip};
+use common::layout::{
+    DOORBELL, DOORBELL_GSI, PROGRAM, ROM, ROM_SIZE, SCRATCH, TEXT_SCREEN, VGA_HOLE,
+};
+use common::memory::{SlotFlags, Vm};
+use common::scratch::Scratch;
+use common::text_screen::{self, TextScreen};
+use common::vcpu::{Exit, Vcpu};
+use demos::{Args, Delivery, Guest};
+use vm_memory::Bytes;
+
+/// Two pages, so that an access can cross from one to the other.
+const SCRATCH_SIZE: u64 = 0x2000;
+
+/// What stands in the ROM.
+const ROM_TEXT: &[u8] =
+    b"This text is in a ROM: a memslot that the guest may read but not write.\0";
+
+/// What a byte to this port is: a character to print, as in Bochs and QEMU.
+const DEBUG_CONSOLE: u16 = 0xE9;
+
+/// What a byte to this port is: the guest's exit code.
+const DEBUG_EXIT: u16 = 0xF4;
+
+fn main() -> ExitCode {
+    cli::main(|args| demos::run(&args))
+}
+
+/// What a machine did until it ended.
+struct Report {
+    ended: Ended,
+    /// From the first `KVM_RUN` to the last exit.
+    time: Duration,
+    /// How often `KVM_RUN` came back, by what it came back for.
+    exits: BTreeMap<&'static str, u64>,
+    /// How many of the guest's writes reached the scratch registers, in whichever way.
+    arrived: u64,
+}
+
+/// Runs `guest` in a machine of its own.
+fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
+    // RAM from 0 up to where a PC has its video card; the ROM at the end of the first megabyte. In
+    // between no memslot is: those addresses belong to devices.
+    let kvm = common::kvm::open()?;
+    let vm = Vm::with_ram(&kvm, VGA_HOLE.0)?;
+    vm.add_slot(1, ROM, ROM_SIZE, SlotFlags { read_only: true, ..SlotFlags::default() })?;
+    vm.ram().write_slice(ROM_TEXT, ROM)?;
+    vm.ram().write_slice(guest.program, PROGRAM)?;
+
+    // The interrupt controllers come after the memory and before the vCPU.
+    create_irqchip(&vm)?;
+    let mut vcpu = Vcpu::new(&vm, 0)?;
+
+    // The devices, each at its addresses.
+    let screen = shared(TextScreen::new());
+    let scratch = shared(Scratch::new(SCRATCH_SIZE as usize));
+    let bell = shared(Doorbell::new(Irqfd::new(&vm, DOORBELL_GSI)?));
+    let mut bus = Bus::new();
+    bus.insert("scratch", SCRATCH.0..SCRATCH.0 + SCRATCH_SIZE, scratch.clone())?;
+    bus.insert(
+        "text screen",
+        TEXT_SCREEN.0..TEXT_SCREEN.0 + text_screen::SIZE as u64,
+        screen.clone(),
+    )?;
+    bus.insert("doorbell", DOORBELL.0..DOORBELL.0 + doorbell::SIZE, bell)?;
+
+    // Two ways to save exits, for writes to the scratch registers: KVM collects them in a ring, or it only
+    // counts them.
+    let ring = Ring::map(&vcpu)?;
+    let mut counter = None;
+    match delivery {
+        Delivery::Exits => {}
+        Delivery::Coalesced => ring.collect(&vcpu, SCRATCH.0..SCRATCH.0 + SCRATCH_SIZE)?,
+        Delivery::Ioeventfd => counter = Some(Ioeventfd::new(&vm, SCRATCH.0)?),
+    }
+
+    vcpu.set_supported_cpuid(&kvm)?;
+    vcpu.start_real_mode(PROGRAM)?;
+    let mut regs = vcpu.regs()?;
+    regs.rcx = guest.rcx;
+    vcpu.set_regs(&regs)?;
+
+    let viewer = Viewer::start(&screen, !guest.trace);
+    let deadline = Deadline::new(args.timeout())?;
+    let mut exits = BTreeMap::new();
+    let start = Instant::now();
+    let ended = loop {
+        let exit = vcpu.run()?;
+        // What KVM has collected was written before this exit.
+        ring.drain(|addr, data| {
+            bus.write(addr, data);
+        })?;
+        let reason = match exit {
+            Exit::MmioRead { addr, data } => {
+                let device = bus.read(addr, data);
+                guest.trace("read", addr, data, device);
+                device.unwrap_or("nobody")
+            }
+            Exit::MmioWrite { addr, data } => {
+                let device = bus.write(addr, data);
+                guest.trace("write", addr, data, device);
+                device.unwrap_or("nobody")
+            }
+            Exit::IoOut { port: DEBUG_CONSOLE, data, .. } => {
+                io::stdout().write_all(data)?;
+                "debug console"
+            }
+            Exit::IoOut { port: DEBUG_EXIT, data, .. } => {
+                break if data == [0] { Ended::Well } else { Ended::GuestCrashed };
+            }
+            // Other ports have nobody behind them: writes are dropped, reads give ones.
+            Exit::IoOut { .. } => "a port",
+            Exit::IoIn { data, .. } => {
+                data.fill(0xFF);
+                "a port"
+            }
+            Exit::Interrupted if deadline.passed() => break Ended::TimedOut,
+            Exit::Interrupted => "a signal",
+            exit => {
+                eprintln!("error: the guest crashed: {}", demos::bad_end(&exit));
+                break Ended::GuestCrashed;
+            }
+        };
+        *exits.entry(reason).or_default() += 1;
+    };
+    let time = start.elapsed();
+    viewer.finish()?;
+
+    let counted = counter.map_or(Ok(0), |counter| counter.take())?;
+    let arrived = scratch.lock().expect("no thread panicked").writes() + counted;
+    Ok(Report { ended, time, exits, arrived })
+}
