@@ -177,7 +177,8 @@ fn tell(report: &Report) -> Ended {
         report.exits.iter().map(|(reason, count)| format!("{count} for {reason}")).collect();
     let count: u64 = report.exits.values().sum();
     let ms = report.time.as_secs_f64() * 1e3;
-    eprintln!("The guest {how} after {count} exits in {ms:.1} ms: {}.", reasons.join(", "));
+    let colon = if reasons.is_empty() { "" } else { ": " };
+    eprintln!("The guest {how} after {count} exits in {ms:.1} ms{colon}{}.", reasons.join(", "));
     report.ended
 }
 

@@ -398,9 +398,7 @@ fn programs_of_ones_own_run_and_their_ends_are_told_apart() {
     endless.ended(4).stdout_has("X\n").stderr_has("--timeout");
     // cli; hlt sleeps forever in the kernel; a signal reaches it there too.
     own(dir.path(), &then(&[0xFA, 0xF4]), &["--timeout", "1"]).ended(4).stdout_has("X\n");
-    // lidt [0x2000], where zeros are; int3: no handler for it, and none for that.
-    let triple_fault = [0x0F, 0x01, 0x1E, 0x00, 0x20, 0xCC];
-    own(dir.path(), &triple_fault, &["--timeout", "20"])
+    own(dir.path(), asm::real::TRIPLE_FAULT, &["--timeout", "20"])
         .ended(1)
         .stderr_has("error: the guest crashed: KVM_EXIT_SHUTDOWN");
 }
