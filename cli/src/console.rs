@@ -16,7 +16,7 @@ use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use common::run::{Ending, Stop};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::Ended;
@@ -71,6 +71,8 @@ impl Console {
     /// Takes over stdin and stdout. If stdin is a terminal, it is in raw mode from here on until
     /// this is dropped. `stop` ends the machine when somebody leaves.
     pub fn open(flags: &Flags, stop: Stop) -> io::Result<Self> {
+        // Where stdout is closed, a write shall fail, not kill us with the terminal still in raw mode.
+        signal_hook::flag::register(SIGPIPE, Arc::default())?;
         let leave = stop.clone();
         let screen = Screen::new(io::stdout(), flags.exit_when.as_deref(), move || {
             leave.now(Ending::Left);
@@ -113,6 +115,10 @@ impl Console {
             }
             Ending::Exited(code) => {
                 anstream::eprintln!("the guest ended with code {code}: it says that it failed");
+                Ended::GuestCrashed
+            }
+            Ending::Panicked(reason) => {
+                anstream::eprintln!("the guest's kernel panicked: {reason}");
                 Ended::GuestCrashed
             }
             Ending::Crashed(crash) => {
@@ -177,7 +183,11 @@ fn say(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Reads a pipe or a file until its end, and types Ctrl-D then.
+/// How often Ctrl-D is typed at the end of a pipe.
+const END_EVERY: Duration = Duration::from_millis(500);
+
+/// Reads a pipe or a file until its end, and types Ctrl-D then, again and again: a guest that is still
+/// starting forgets the first one, and a program which reads until the end takes one for itself.
 fn read_pipe(guest: &SyncSender<Vec<u8>>) {
     let mut buffer = [0; 4096];
     loop {
@@ -187,8 +197,11 @@ fn read_pipe(guest: &SyncSender<Vec<u8>>) {
         };
         let keys = if read == 0 { vec![END] } else { buffer[..read].to_vec() };
         // It fails when the machine has ended.
-        if guest.send(keys).is_err() || read == 0 {
+        if guest.send(keys).is_err() {
             return;
+        }
+        if read == 0 {
+            thread::sleep(END_EVERY);
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod console;
 #[cfg(feature = "stage05")]
 pub mod screen;
+pub mod size;
 
 use std::process::ExitCode;
 

@@ -11,10 +11,10 @@ use linux_loader::elf::{
     EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD,
 };
 use thiserror::Error;
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryError, ReadVolatile};
 
 use crate::error::{Blame, Blamed};
-use crate::memory::Ram;
+use crate::memory::{Ram, read_exact};
 
 /// The first four bytes of an ELF file.
 pub const MAGIC: [u8; 4] = *b"\x7FELF";
@@ -150,7 +150,7 @@ where
     for segment in &segments {
         file.seek(SeekFrom::Start(segment.p_offset))?;
         let to = GuestAddress(segment.p_paddr);
-        ram.read_exact_volatile_from(to, file, segment.p_filesz as usize)?;
+        read_exact(ram, to, file, segment.p_filesz as usize)?;
     }
     Ok(Image { entry: GuestAddress(header.e_entry), range: lowest..highest })
 }
@@ -185,6 +185,7 @@ mod tests {
     use std::io::Cursor;
 
     use proptest::prelude::*;
+    use vm_memory::Bytes;
 
     use super::*;
 

@@ -17,9 +17,10 @@
 //! are read straight into guest memory, and nothing in them is believed before it has been checked.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::kvm_regs;
 use linux_loader::loader::bootparam::{
@@ -32,9 +33,17 @@ use vm_memory::{
 
 use crate::error::{Blame, Blamed};
 use crate::layout::{BOOT_PARAMS, CMDLINE, CMDLINE_SIZE, HIGH_MEMORY, PAGE_SIZE};
-use crate::memory::Ram;
+use crate::memory::{Ram, read_exact};
+use crate::run::{Ending, Stop};
 use crate::vcpu::Vcpu;
 use crate::{e820, elf, file, long_mode};
+
+/// A command line for a machine such as ours, with the console on the serial port.
+///
+/// - `quiet loglevel=3`: each printed character costs two exits, and `dmesg` has the messages anyway. At level
+///   4, which `quiet` alone means, Linux would complain that there is no PCI bus;
+/// - `panic=-1`: restart at once after a panic, which [`PanicWatch`] tells from a restart that was wanted.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
 
 /// Where the setup header begins in a bzImage (Linux boot protocol, 1.3).
 const SETUP_HEADER: u64 = 0x1F1;
@@ -111,7 +120,7 @@ pub enum Error {
     /// The guest's memory ends before the kernel does.
     #[error(
         "the kernel needs {} MiB of memory to unpack itself, the guest has {} MiB; give a larger --memory",
-        mib(*.needed), mib(*.found)
+        mib(*needed), mib(*found)
     )]
     KernelTooBig {
         /// How far memory would have to reach, in bytes.
@@ -273,7 +282,7 @@ fn load_bzimage(ram: &Ram, file: &mut File, len: u64, start: Vec<u8>) -> Result<
         end => return Err(Error::KernelTooBig { needed: end.unwrap_or(u64::MAX), found: low }),
     };
     file.seek(SeekFrom::Start(setup)).map_err(file::Error::Read)?;
-    ram.read_exact_volatile_from(GuestAddress(at), file, payload as usize)?;
+    read_exact(ram, GuestAddress(at), file, payload as usize)?;
     Ok(Kernel { entry: GuestAddress(at + ENTRY_64), range, header })
 }
 
@@ -281,7 +290,7 @@ fn load_bzimage(ram: &Ram, file: &mut File, len: u64, start: Vec<u8>) -> Result<
 pub fn load_initrd(ram: &Ram, kernel: &Kernel, path: &Path) -> Result<Range<u64>, Error> {
     let (mut file, len) = file::open(path)?;
     let initrd = place_initrd(len, kernel, low_ram_end(ram))?;
-    ram.read_exact_volatile_from(GuestAddress(initrd.start), &mut file, len as usize)?;
+    read_exact(ram, GuestAddress(initrd.start), &mut file, len as usize)?;
     Ok(initrd)
 }
 
@@ -344,6 +353,94 @@ pub fn enter(vcpu: &Vcpu, ram: &Ram, kernel: &Kernel) -> Result<(), Error> {
     Ok(long_mode::enter(vcpu, ram, regs)?)
 }
 
+/// How a kernel's last message begins, and how the very last one does, if nothing follows.
+const PANIC: &[u8] = b"Kernel panic - not syncing: ";
+const PANIC_END: &[u8] = b"---[ end Kernel panic - not syncing: ";
+
+/// The longest line that is looked at, in bytes.
+const LINE: usize = 1024;
+
+/// Passes on what the guest prints, and notices when its kernel panics.
+///
+/// A kernel has no other way to tell: after a panic it restarts the machine, as after `reboot`, or waits
+/// for ever, as when idle.
+pub struct PanicWatch<W> {
+    out: W,
+    /// The current line, cut off at [`LINE`] bytes.
+    line: Vec<u8>,
+    panicked: Panicked,
+    stop: Stop,
+}
+
+/// Whether the kernel has panicked, and why.
+#[derive(Clone, Debug, Default)]
+pub struct Panicked(Arc<Mutex<Option<String>>>);
+
+impl Panicked {
+    /// A restart after a panic is a panic.
+    pub fn judge(&self, ending: Ending) -> Ending {
+        let reason = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (ending, reason) {
+            (Ending::Reset, Some(reason)) => Ending::Panicked(reason),
+            (ending, _) => ending,
+        }
+    }
+}
+
+impl<W: Write> PanicWatch<W> {
+    /// A writer to `out` that remembers a panic, and ends the machine when it sees a kernel say that
+    /// nothing will follow (`panic=0` on its command line).
+    pub fn new(out: W, stop: Stop) -> (Self, Panicked) {
+        let panicked = Panicked::default();
+        (Self { out, line: Vec::new(), panicked: panicked.clone(), stop }, panicked)
+    }
+
+    /// Looks at a complete line.
+    fn look(&mut self) {
+        let line = without_timestamp(&self.line);
+        let reason = |text: &[u8]| String::from_utf8_lossy(text).trim_end().to_owned();
+        if let Some(text) = line.strip_prefix(PANIC) {
+            let mut panicked = self.panicked.0.lock().unwrap_or_else(PoisonError::into_inner);
+            panicked.get_or_insert_with(|| reason(text));
+        } else if let Some(text) = line.strip_prefix(PANIC_END) {
+            let text = reason(text);
+            let text = text.strip_suffix(" ]---").unwrap_or(&text);
+            self.stop.now(Ending::Panicked(text.to_owned()));
+        }
+    }
+}
+
+/// A line of the kernel's without the `[    1.234567] ` before it.
+fn without_timestamp(line: &[u8]) -> &[u8] {
+    let rest = line.strip_prefix(b"[").and_then(|line| {
+        let end = line.iter().position(|&byte| byte == b']')?;
+        let time = line[..end].iter().all(|byte| byte.is_ascii_digit() || b" .".contains(byte));
+        line[end + 1..].strip_prefix(b" ").filter(|_| time)
+    });
+    rest.unwrap_or(line)
+}
+
+impl<W: Write> Write for PanicWatch<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        for &byte in &bytes[..written] {
+            match byte {
+                b'\n' => {
+                    self.look();
+                    self.line.clear();
+                }
+                _ if self.line.len() < LINE => self.line.push(byte),
+                _ => {}
+            }
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// Where the RAM that begins at 0 ends.
 fn low_ram_end(ram: &Ram) -> u64 {
     ram.find_region(GuestAddress(0)).map_or(0, |region| region.len())
@@ -355,4 +452,276 @@ fn read_up_to<const N: usize>(file: &mut File, offset: u64) -> Result<Vec<u8>, f
     file.seek(SeekFrom::Start(offset)).map_err(file::Error::Read)?;
     Read::by_ref(file).take(N as u64).read_to_end(&mut bytes).map_err(file::Error::Read)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+    use tempfile::NamedTempFile;
+
+    use super::*;
+    use crate::run;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ram(mib: u64) -> Ram {
+        Ram::from_ranges(&[(GuestAddress(0), (mib * MIB) as usize)]).unwrap()
+    }
+
+    /// A setup header such as Debian's kernels have, but for a kernel of 4 KiB.
+    fn header() -> setup_header {
+        setup_header {
+            setup_sects: 1,
+            boot_flag: BOOT_FLAG,
+            // A short jump across the header, whose last byte is at 0x26B.
+            jump: 0x6AEB,
+            header: HEADER_MAGIC,
+            version: 0x020F,
+            loadflags: LOADED_HIGH,
+            xloadflags: XLF_KERNEL_64,
+            syssize: 0x1000 / 16,
+            cmdline_size: 2047,
+            initrd_addr_max: 0x7FFF_FFFF,
+            pref_address: 16 * MIB,
+            init_size: 4 << 20,
+            ..Default::default()
+        }
+    }
+
+    fn bzimage(header: setup_header) -> Vec<u8> {
+        let mut image = vec![0xAA; 2 * 512];
+        image[0x1F1..][..size_of::<setup_header>()].copy_from_slice(header.as_slice());
+        image.extend([0x5A; 0x1000]);
+        image
+    }
+
+    fn file(bytes: &[u8]) -> NamedTempFile {
+        let file = NamedTempFile::new().unwrap();
+        fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    fn load(ram: &Ram, image: &[u8]) -> Result<Kernel, Error> {
+        load_kernel(ram, file(image).path())
+    }
+
+    #[test]
+    fn a_bzimage_goes_to_the_address_that_it_prefers() {
+        let ram = ram(64);
+        // A signature may follow the kernel.
+        let image = [bzimage(header()), b"signature".to_vec()].concat();
+        let kernel = load(&ram, &image).unwrap();
+        assert_eq!(kernel.entry.0, 16 * MIB + 0x200);
+        assert_eq!(kernel.range, 16 * MIB..20 * MIB);
+        let edges: [u8; 4] = [0, 0x1000 - 1, 0x1000, 0x1000 + 8]
+            .map(|at| ram.read_obj(GuestAddress(16 * MIB + at)).unwrap());
+        assert_eq!(edges, [0x5A, 0x5A, 0, 0]);
+    }
+
+    #[test]
+    fn what_follows_a_short_header_is_not_taken_for_fields() {
+        // Protocol 2.12's header ends at 0x268, before `kernel_info_offset`.
+        let old = setup_header { jump: 0x66EB, version: 0x020C, kernel_info_offset: 7, ..header() };
+        let kernel = load(&ram(64), &bzimage(old)).unwrap();
+        assert_eq!({ kernel.header.kernel_info_offset }, 0);
+        assert_eq!({ kernel.header.init_size }, 4 << 20);
+    }
+
+    #[test]
+    fn wrong_headers_get_a_reason() {
+        for (header, text) in [
+            (setup_header { header: 0, ..header() }, "this is no Linux kernel"),
+            (setup_header { version: 0x020B, ..header() }, "boot protocol 2.11, expected 2.12"),
+            (setup_header { loadflags: 0, ..header() }, "it is a zImage"),
+            (setup_header { xloadflags: 0, ..header() }, "no 64-bit entry point"),
+            (setup_header { pref_address: 0x1000, ..header() }, "to be loaded at 0x1000"),
+            (setup_header { pref_address: u64::MAX, ..header() }, "give a larger --memory"),
+            (setup_header { init_size: u32::MAX, ..header() }, "needs 4112 MiB of memory"),
+            (setup_header { syssize: u32::MAX, ..header() }, "is truncated: its header says"),
+            (setup_header { setup_sects: 255, ..header() }, "is truncated: its header says"),
+        ] {
+            let error = load(&ram(64), &bzimage(header)).unwrap_err();
+            assert_eq!(error.blame(), Blame::Input);
+            assert!(error.to_string().contains(text), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let image = bzimage(header());
+        let ram = ram(64);
+        for len in (1..image.len()).step_by(7) {
+            let error = load(&ram, &image[..len]).unwrap_err();
+            let fits = if len < 0x206 {
+                matches!(error, Error::NotAKernel { .. })
+            } else {
+                // Before the header's end its fields read as zeros, and none of them fits.
+                !matches!(error, Error::NotAKernel { .. } | Error::Memory(_) | Error::File(_))
+            };
+            assert!(fits, "{len}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_kernels_are_refused() {
+        for (bytes, text) in [
+            (&b""[..], "the file is empty"),
+            (b"x", "found [] and [78]"),
+            (b"#!/bin/sh\n", "found [] and [23, 21, 2f, 62]"),
+            (b"\x7FELF", "truncated: the ELF header ends at byte 0x40"),
+        ] {
+            let error = load(&ram(64), bytes).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+        let huge = NamedTempFile::new().unwrap();
+        huge.as_file().set_len(1 << 40).unwrap();
+        let error = load_kernel(&ram(64), huge.path()).unwrap_err();
+        assert!(matches!(error, Error::NotAKernel { .. }), "{error}");
+    }
+
+    #[test]
+    fn memory_too_small_for_the_kernel_says_how_much_it_needs() {
+        let error = load(&ram(16), &bzimage(header())).unwrap_err().to_string();
+        assert!(error.contains("needs 20 MiB of memory to unpack itself, the guest has 16 MiB"));
+    }
+
+    #[test]
+    fn the_initrd_is_in_memory_byte_by_byte() {
+        let ram = ram(64);
+        let kernel = load(&ram, &bzimage(header())).unwrap();
+        let content: Vec<u8> = (0..10_000u32).map(|i| (i * 7) as u8).collect();
+        let initrd = load_initrd(&ram, &kernel, file(&content).path()).unwrap();
+        assert_eq!(initrd, 64 * MIB - 0x3000..64 * MIB - 0x3000 + 10_000);
+        let mut loaded = vec![0; content.len()];
+        ram.read_slice(&mut loaded, GuestAddress(initrd.start)).unwrap();
+        assert_eq!(loaded, content);
+    }
+
+    #[test]
+    fn an_initrd_that_does_not_fit_is_refused_before_it_is_read() {
+        let ram = ram(64);
+        let kernel = load(&ram, &bzimage(header())).unwrap();
+        let huge = NamedTempFile::new().unwrap();
+        huge.as_file().set_len(1 << 40).unwrap();
+        let error = load_initrd(&ram, &kernel, huge.path()).unwrap_err();
+        let room = 44 * MIB;
+        assert!(matches!(error, Error::InitrdTooBig { room: r, .. } if r == room), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_initrd_never_meets_the_kernel_and_never_leaves_what_it_may_use(
+            size in 1u64..u64::MAX,
+            small in any::<bool>(),
+            kernel_end in MIB..(4 << 30),
+            low_ram_end in MIB..(4 << 30),
+            initrd_addr_max: u32,
+        ) {
+            let size = if small { size % (64 * MIB) + 1 } else { size };
+            let kernel = Kernel {
+                entry: GuestAddress(0),
+                range: MIB..kernel_end,
+                header: setup_header { initrd_addr_max, ..header() },
+            };
+            match place_initrd(size, &kernel, low_ram_end) {
+                Ok(initrd) => {
+                    prop_assert_eq!(initrd.end - initrd.start, size);
+                    prop_assert!(initrd.start >= kernel_end && initrd.end <= low_ram_end);
+                    prop_assert!(initrd.end - 1 <= u64::from(initrd_addr_max));
+                    prop_assert_eq!(initrd.start % PAGE_SIZE, 0);
+                    // As high as possible: a page higher would be too high.
+                    let top = low_ram_end.min(u64::from(initrd_addr_max) + 1);
+                    prop_assert!(initrd.end + PAGE_SIZE > top);
+                }
+                Err(_) => {
+                    let top = low_ram_end.min(u64::from(initrd_addr_max) + 1);
+                    prop_assert!(top.saturating_sub(kernel_end) < size.saturating_add(PAGE_SIZE));
+                }
+            }
+        }
+
+        #[test]
+        fn no_header_brings_the_loader_down(
+            changes in prop::collection::vec((0x1F1usize..0x26C, any::<u8>()), 0..10),
+        ) {
+            let mut image = bzimage(header());
+            for (at, value) in changes {
+                image[at] = value;
+            }
+            if let Ok(kernel) = load(&ram(32), &image) {
+                prop_assert!(kernel.range.start >= MIB && kernel.range.end <= 32 * MIB);
+            }
+        }
+    }
+
+    #[test]
+    fn the_zero_page_has_what_the_protocol_says_where_it_says() {
+        let ram = ram(64);
+        let kernel = load(&ram, &bzimage(header())).unwrap();
+        let initrd = Some(0x200_0000..0x200_1234);
+        write_boot_params(&ram, &kernel, initrd, "console=ttyS0", GuestAddress(0xE0000)).unwrap();
+        let u8_at = |at: u64| ram.read_obj::<u8>(GuestAddress(BOOT_PARAMS.0 + at)).unwrap();
+        let u32_at = |at: u64| ram.read_obj::<u32>(GuestAddress(BOOT_PARAMS.0 + at)).unwrap();
+        let u64_at = |at: u64| ram.read_obj::<u64>(GuestAddress(BOOT_PARAMS.0 + at)).unwrap();
+        // Offsets from the protocol's own tables (boot.rst 1.4, zero-page.rst).
+        assert_eq!(u64_at(0x070), 0xE0000, "acpi_rsdp_addr");
+        assert_eq!(u8_at(0x1E8), 4, "e820_entries");
+        assert_eq!(u32_at(0x202), HEADER_MAGIC);
+        assert_eq!(u8_at(0x210), 0xFF, "type_of_loader");
+        assert_eq!((u32_at(0x218), u32_at(0x21C)), (0x200_0000, 0x1234), "ramdisk");
+        assert_eq!(u32_at(0x228), CMDLINE.0 as u32, "cmd_line_ptr");
+        assert_eq!((u64_at(0x2D0), u64_at(0x2D8), u32_at(0x2E0)), (0, 0x9_FC00, 1), "e820[0]");
+        assert_eq!((u64_at(0x2E4), u32_at(0x2F4)), (0x9_FC00, 2), "e820[1]");
+        let mut text = [0; 14];
+        ram.read_slice(&mut text, CMDLINE).unwrap();
+        assert_eq!(&text, b"console=ttyS0\0");
+    }
+
+    #[test]
+    fn a_command_line_that_the_kernel_would_cut_off_is_refused() {
+        let ram = ram(64);
+        let kernel = load(&ram, &bzimage(header())).unwrap();
+        let write = |text: &str| write_boot_params(&ram, &kernel, None, text, GuestAddress(0));
+        write(&"x".repeat(2047)).unwrap();
+        let error = write(&"x".repeat(2048)).unwrap_err();
+        assert!(matches!(error, Error::CmdlineTooLong { found: 2048, limit: 2047 }), "{error}");
+        assert!(matches!(write("a\0b").unwrap_err(), Error::CmdlineNul(1)));
+    }
+
+    fn watch(text: &str) -> (Option<Ending>, Ending) {
+        let (stop, stopped) = run::stop();
+        let (mut watch, panicked) = PanicWatch::new(io::sink(), stop);
+        for piece in text.as_bytes().chunks(3) {
+            watch.write_all(piece).unwrap();
+        }
+        (stopped.ending(), panicked.judge(Ending::Reset))
+    }
+
+    #[test]
+    fn a_restart_after_a_panic_is_no_restart() {
+        let panic = || Ending::Panicked("VFS: no root".into());
+        let text =
+            "ok\r\n[    1.500000] Kernel panic - not syncing: VFS: no root\r\n[    1.6] CPU: 0\r\n";
+        assert_eq!(watch(text), (None, panic()));
+        assert_eq!(watch("Kernel panic - not syncing: VFS: no root\n"), (None, panic()));
+        // With panic=0 the kernel says that nothing follows, and waits for ever.
+        let end = "[    2.0] ---[ end Kernel panic - not syncing: VFS: no root ]---\r\n";
+        assert_eq!(watch(end).0, Some(panic()));
+    }
+
+    #[test]
+    fn other_text_is_no_panic() {
+        for text in [
+            "a restart\r\n",
+            "# echo Kernel panic - not syncing: x\r\n",
+            "[a] Kernel panic - not syncing: x\r\n",
+            "Kernel panic - not syncing: in a line without an end",
+        ] {
+            assert_eq!(watch(text), (None, Ending::Reset), "{text}");
+        }
+        let long = "x".repeat(5000) + "\n";
+        assert_eq!(watch(&long), (None, Ending::Reset));
+    }
 }

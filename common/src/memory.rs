@@ -11,8 +11,8 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memo
 use kvm_ioctls::{Kvm, VmFd};
 use thiserror::Error;
 use vm_memory::{
-    GuestAddress, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap, MmapRegion,
-    mmap::MmapRegionError,
+    Address as _, Bytes as _, GuestAddress, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion as _, GuestRegionMmap, MmapRegion, ReadVolatile, mmap::MmapRegionError,
 };
 
 use crate::error::{Blame, Blamed};
@@ -21,6 +21,25 @@ use crate::layout::{self, PAGE_SIZE};
 /// Guest RAM as the host's code reads and writes it: by guest-physical address, always checked
 /// against the regions, so that no address which a guest names reaches other host memory.
 pub type Ram = GuestMemoryMmap<()>;
+
+/// Reads `len` bytes from `from` straight into guest memory at `at`, in as many pieces as it takes: a file on
+/// a network comes in pieces.
+pub fn read_exact<F: ReadVolatile>(
+    ram: &Ram,
+    at: GuestAddress,
+    from: &mut F,
+    len: usize,
+) -> Result<(), GuestMemoryError> {
+    let mut done = 0;
+    while done < len {
+        let to = at.checked_add(done as u64).ok_or(GuestMemoryError::InvalidGuestAddress(at))?;
+        match ram.read_volatile_from(to, from, len - done)? {
+            0 => return Err(GuestMemoryError::PartialBuffer { expected: len, completed: done }),
+            read => done += read,
+        }
+    }
+    Ok(())
+}
 
 /// Why memory could not be given to a guest.
 #[derive(Debug, Error)]

@@ -60,6 +60,8 @@ pub enum Ending {
     TimedOut,
     /// The guest did what no machine can go on from.
     Crashed(Crash),
+    /// The guest's operating system gave up, and said why.
+    Panicked(String),
 }
 
 /// What a vCPU could not go on from.

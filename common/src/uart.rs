@@ -26,6 +26,8 @@ const IER: u64 = 1;
 const LCR: u8 = 3;
 /// In IER: interrupt when a byte has been received.
 const IER_RECEIVED: u8 = 1 << 0;
+/// All of IER's bits. Linux writes them for a moment to see which kind of port this is.
+const IER_ALL: u8 = 0x0F;
 /// In LCR: offsets 0 and 1 are the baud rate's divisor.
 const LCR_DLAB: u8 = 1 << 7;
 
@@ -83,7 +85,7 @@ impl Device for Uart {
         // What cannot be printed is lost, as with a cable pulled out: the guest goes on.
         let _ = self.serial.write(offset as u8, data[0]);
         if offset == IER && self.serial.read(LCR) & LCR_DLAB == 0 {
-            self.listening = data[0] & IER_RECEIVED != 0;
+            self.listening = data[0] & IER_RECEIVED != 0 && data[0] & IER_ALL != IER_ALL;
             self.changed.notify_all();
         }
     }
@@ -180,6 +182,8 @@ mod tests {
         write(&uart, u64::from(LCR), LCR_DLAB);
         write(&uart, IER, IER_RECEIVED);
         write(&uart, u64::from(LCR), 0x03);
+        // A driver looks what there is.
+        write(&uart, IER, IER_ALL);
 
         // More than the port's FIFO holds.
         let text: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();

@@ -1,0 +1,153 @@
+//! Stage 08: unmodified Linux boots to an interactive shell.
+//!
+//! All that it needs has been introduced by the stages before, except for what makes a virtual machine a
+//! PC that Linux knows: `boot_params` and e820, ACPI tables, and a way to power off and to restart.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use cli::console::{self, Console};
+use cli::{Ended, cache, size};
+use common::bus::{Bus, shared};
+use common::i8042::{self, I8042};
+use common::irqfd::{self, Irqfd};
+use common::linux::{self, PanicWatch};
+use common::memory::Vm;
+use common::uart::{self, Uart};
+use common::vcpu::Vcpu;
+use common::{acpi, cpuid, kvm, run};
+
+/// How many vCPUs the machine has.
+const VCPUS: u8 = 1;
+
+/// Boots Linux to an interactive shell on this terminal.
+#[derive(Parser)]
+#[command(after_help = after_help())]
+struct Args {
+    /// The kernel: a bzImage (vmlinuz), or a vmlinux. Without it, the one that `cargo xtask setup` fetched
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
+    /// The initial root file system. Without --kernel and --initrd, the busybox that `cargo xtask setup` packed
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// The kernel's command line, instead of the default one
+    #[arg(long, value_name = "TEXT", default_value = linux::DEFAULT_CMDLINE)]
+    cmdline: String,
+
+    /// Put TEXT behind the command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    append: String,
+
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    memory: u64,
+
+    /// At the end, print how often the guest exited, and for what
+    #[arg(long)]
+    stats: bool,
+
+    #[command(flatten)]
+    console: console::Flags,
+}
+
+fn main() -> ExitCode {
+    cli::main(boot)
+}
+
+fn boot(args: Args) -> Result<Ended> {
+    let (kernel_path, initrd_path) = files(&args)?;
+    let cmdline = [args.cmdline.as_str(), &args.append].join(" ");
+
+    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
+    let kvm = kvm::open()?;
+    let vm = Vm::with_ram(&kvm, args.memory)?;
+    let ram = vm.ram();
+
+    // The boot loader's part: the kernel, the initrd, and what the kernel is told about its machine.
+    let kernel = linux::load_kernel(&ram, &kernel_path)
+        .with_context(|| format!("kernel {}", kernel_path.display()))?;
+    let initrd = initrd_path
+        .map(|path| {
+            linux::load_initrd(&ram, &kernel, &path)
+                .with_context(|| format!("initrd {}", path.display()))
+        })
+        .transpose()?;
+    let rsdp = acpi::write_tables(&ram, VCPUS)?;
+    linux::write_boot_params(&ram, &kernel, initrd, cmdline.trim(), rsdp)?;
+
+    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from it.
+    irqfd::create_irqchip(&vm)?;
+    irqfd::create_pit(&vm)?;
+    let vcpu = Vcpu::new(&vm, 0)?;
+    cpuid::set(&kvm, &vcpu, VCPUS)?;
+    linux::enter(&vcpu, &ram, &kernel)?;
+
+    // What the guest finds at its ports: a console, and two ways to end the machine.
+    let (stop, stopped) = run::stop();
+    let console = Console::open(&args.console, stop.clone())?;
+    let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
+    let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, screen));
+    let mut ports = Bus::new();
+    ports.insert("serial port", ports_of(uart::COM1, uart::PORTS), uart.clone())?;
+    let i8042 = shared(I8042::new(stop.clone()));
+    ports.insert("i8042", ports_of(i8042::PORT, i8042::PORTS), i8042)?;
+    let pm1 = shared(acpi::Pm1::new(stop));
+    ports.insert("ACPI PM1", ports_of(acpi::PM1_PORT, acpi::PM1_PORTS), pm1)?;
+
+    // Keys go in, the guest runs, and how it ended is how we end.
+    console.type_into(move |keys| uart::type_in(&uart, keys))?;
+    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
+    let ended = console.finish(&panicked.judge(ending));
+    if args.stats {
+        for (what, count) in exits {
+            anstream::eprintln!("{count:>10} exits: {what}");
+        }
+    }
+    Ok(ended)
+}
+
+/// A device's ports as a range of addresses on the bus.
+fn ports_of(first: u16, count: u16) -> std::ops::Range<u64> {
+    u64::from(first)..u64::from(first) + u64::from(count)
+}
+
+/// The kernel and the initrd: the ones that were named, or the default ones. A kernel that was named
+/// comes without an initrd unless that is named, too: it may have been built to need none.
+fn files(args: &Args) -> Result<(PathBuf, Option<PathBuf>)> {
+    if let Some(kernel) = &args.kernel {
+        return Ok((kernel.clone(), args.initrd.clone()));
+    }
+    let (kernel, initrd) = (cache::default_kernel(), cache::default_initrd());
+    for file in [&kernel, &initrd] {
+        if !file.exists() {
+            bail!(
+                "no {}: run `cargo xtask setup` first, or give a kernel with --kernel",
+                file.display()
+            );
+        }
+    }
+    Ok((kernel, Some(args.initrd.clone().unwrap_or(initrd))))
+}
+
+fn after_help() -> String {
+    format!(
+        "\
+Try: 08_boot_linux                                      a shell in Debian's kernel and busybox
+     08_boot_linux --append loglevel=7                  with the kernel's own messages
+     08_boot_linux --kernel /boot/vmlinuz-$(uname -r)   the kernel of this machine
+     echo 'cat /proc/meminfo' | 08_boot_linux           commands from a pipe
+
+The machine: {VCPUS} vCPU, interrupt controllers and timer in KVM, a serial port (ttyS0), ACPI, no disk.
+It ends when the guest powers off or restarts.
+
+{}
+
+{}",
+        console::HELP,
+        cli::EXIT_CODES
+    )
+}
