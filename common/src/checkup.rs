@@ -132,7 +132,7 @@ impl Probe {
         Self::Smp,
     ];
 
-    /// The probes without which `stage` (1 to 8) cannot do what it shows.
+    /// The probes without which `stage` (1 to 8) cannot do what it shows, in the order of [`Self::ALL`].
     pub fn needed_by(stage: u8) -> &'static [Self] {
         use Probe::*;
         match stage {
@@ -140,9 +140,9 @@ impl Probe {
             3 => &[Real16, SingleStep],
             4 => &[Real16],
             5 => &[Real16, Mmio, ReadOnlySlot, Irqchip],
-            6 => &[Real16, Protected32, Paging32, LongMode, Ring3, Irqchip, Ring0Speed],
-            7 => &[Real16, Protected32, Paging32, LongMode, Ring3, Irqchip, Ring0Speed],
-            8 => &[LongMode, Ring3, Cmpxchg16b, FpuState, Mmio, Irqchip, Smp, Ring0Speed],
+            6 => &[Real16, Protected32, Paging32, LongMode, Ring3, Ring0Speed, Irqchip],
+            7 => &[Real16, Protected32, Paging32, LongMode, Ring3, Ring0Speed, Irqchip],
+            8 => &[LongMode, Ring3, Ring0Speed, Cmpxchg16b, FpuState, Mmio, Irqchip, Smp],
             _ => &[],
         }
     }
@@ -264,7 +264,9 @@ pub struct Verdict {
     pub stage: u8,
     /// Whether it can.
     pub able: bool,
-    /// Why not, in words; empty if it can.
+    /// The capabilities and the probes that it lacks, by name; empty if it can.
+    pub lacks: Vec<&'static str>,
+    /// Why it cannot, in full words; empty if it can.
     pub reason: String,
 }
 
@@ -306,15 +308,15 @@ impl Report {
     fn judge(&self, kvm: &Kvm, stage: u8) -> Verdict {
         let capabilities = Capability::needed_by(stage)
             .filter(|capability| capability.value(kvm) <= 0)
-            .map(|capability| format!("no {}", capability.name));
-        let failures = self
+            .map(|capability| (capability.name, format!("no {}", capability.name)));
+        let probes = self
             .outcomes
             .iter()
             .filter(|outcome| Probe::needed_by(stage).contains(&outcome.probe))
             .filter_map(|outcome| Some((outcome.probe.what(), outcome.failure.as_ref()?)))
-            .map(|(what, failure)| format!("{what}: {failure}"));
-        let reasons: Vec<_> = capabilities.chain(failures).collect();
-        Verdict { stage, able: reasons.is_empty(), reason: reasons.join("; ") }
+            .map(|(what, failure)| (what, format!("{what}: {failure}")));
+        let (lacks, reasons): (Vec<_>, Vec<_>) = capabilities.chain(probes).unzip();
+        Verdict { stage, able: lacks.is_empty(), lacks, reason: reasons.join("; ") }
     }
 }
 
