@@ -1,0 +1,77 @@
+//! From the start of a process to its first `KVM_RUN`, seen from outside.
+//!
+//! The guest's first instructions send a byte, which its monitor writes to stdout at once. So the time from
+//! just before `fork` to that byte's arrival contains the first `KVM_RUN`, and more: the program needs no
+//! switch that only a benchmark would use, and the figure is an upper bound.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Row, median, micros};
+
+/// How often each program is started.
+const RUNS: usize = 41;
+
+/// Stage 05, and stage 08 where it is.
+pub fn rows(programs: &Path) -> Result<Vec<Row>> {
+    let folder = tempfile::tempdir()?;
+    let guest = folder.path().join("first_exit.bin");
+    fs::write(&guest, asm::real::FIRST_EXIT)?;
+    let mmio = programs.join("05_mmio");
+    let mut list = Command::new(&mmio);
+    list.arg("--list");
+    let mut run = Command::new(&mmio);
+    run.arg("--program").arg(&guest);
+    Ok(vec![row("05_mmio", &mut run, &mut list)?])
+}
+
+/// Starts `run`, whose guest speaks first, in turn with `idle`, which speaks without a guest.
+fn row(program: &str, run: &mut Command, idle: &mut Command) -> Result<Row> {
+    let (mut with_guest, mut without) = (Vec::new(), Vec::new());
+    for round in 0..=RUNS {
+        let pair = (first_byte(run)?, first_byte(idle)?);
+        // The first round reads the program from the disk.
+        if round > 0 {
+            with_guest.push(pair.0);
+            without.push(pair.1);
+        }
+    }
+    Ok(Row {
+        name: format!("start/{program}"),
+        what: format!("start of {program} to its guest's first byte"),
+        value: micros(median(&mut with_guest)) / 1e3,
+        unit: "ms",
+        aim: Some(2.0),
+        detail: format!(
+            "fastest {:.2} ms; without KVM {:.2} ms",
+            micros(with_guest[0]) / 1e3,
+            micros(median(&mut without)) / 1e3
+        ),
+        runs: RUNS,
+    })
+}
+
+/// How long a program takes until the first byte on its stdout. It must end well.
+fn first_byte(command: &mut Command) -> Result<Duration> {
+    let name = command.get_program().to_owned();
+    let context = || format!("cannot start {}", name.display());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let began = Instant::now();
+    let mut child = command.spawn().with_context(context)?;
+    let mut stdout = child.stdout.take().expect("it is a pipe");
+    let first = stdout.read(&mut [0])?;
+    let took = began.elapsed();
+    stdout.read_to_end(&mut Vec::new())?;
+    let status = child.wait()?;
+    ensure!(
+        first == 1 && status.success(),
+        "{} printed nothing or failed: {status}",
+        name.display()
+    );
+    Ok(took)
+}
