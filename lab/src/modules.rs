@@ -1,0 +1,196 @@
+//! The kernel modules that the lab loads, and the order that their dependencies ask for.
+//!
+//! A module names what it needs in its ELF section `.modinfo`, as `depends=a,b`. (A package that
+//! was unpacked and not installed has no `modules.dep`: `depmod` writes that.)
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use elf::ElfBytes;
+use elf::endian::LittleEndian;
+
+/// What the lab needs; each brings what it depends on.
+pub const WANTED: &[&str] = &[
+    // What the lab is for: KVM on AMD's SVM, which QEMU emulates.
+    "kvm_amd",
+    // The port to the runner.
+    "virtio_pci",
+    "virtio_console",
+    // The host's files.
+    "9pnet_virtio",
+    "9p",
+];
+
+/// Larger than any module: a limit for what a damaged compressed file may become.
+const MAX_SIZE: u64 = 64 << 20;
+
+/// A module, ready for `finit_module(2)`.
+pub struct Module {
+    /// Its name, with `_` for `-`.
+    pub name: String,
+    /// The ELF file, not compressed.
+    pub elf: Vec<u8>,
+}
+
+/// The modules that `wanted` stands for in a kernel's folder `lib/modules/RELEASE`, dependencies
+/// first. A module which is built into that kernel is left out.
+///
+/// # Errors
+/// A module that the folder hasn't, or a file in it that is no module.
+pub fn load(folder: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
+    let mut files = HashMap::new();
+    index(folder, &mut files)?;
+    let builtin = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    let builtin: Vec<_> = builtin.lines().filter_map(|line| name(Path::new(line))).collect();
+    let mut modules = HashMap::new();
+    let order = order(wanted, |name| {
+        if builtin.iter().any(|builtin| builtin == name) {
+            return Ok(Vec::new());
+        }
+        let path = files
+            .get(name)
+            .with_context(|| format!("the kernel in {} has no module {name}", folder.display()))?;
+        let elf = read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let depends = depends(&elf).with_context(|| format!("{}", path.display()))?;
+        modules.insert(name.to_owned(), elf);
+        Ok(depends)
+    })?;
+    Ok(order
+        .into_iter()
+        .filter_map(|name| modules.remove(&name).map(|elf| Module { name, elf }))
+        .collect())
+}
+
+/// Names in an order in which each comes after all that it depends on.
+///
+/// # Errors
+/// A circle, or what `depends` fails with.
+pub fn order(
+    wanted: &[&str],
+    mut depends: impl FnMut(&str) -> Result<Vec<String>>,
+) -> Result<Vec<String>> {
+    fn visit(
+        name: &str,
+        above: &mut Vec<String>,
+        done: &mut Vec<String>,
+        depends: &mut impl FnMut(&str) -> Result<Vec<String>>,
+    ) -> Result<()> {
+        if done.iter().any(|other| other == name) {
+            return Ok(());
+        }
+        if above.iter().any(|other| other == name) {
+            bail!("modules depend on each other in a circle: {} {name}", above.join(" "));
+        }
+        above.push(name.to_owned());
+        for dependency in depends(name)? {
+            visit(&dependency, above, done, depends)?;
+        }
+        done.extend(above.pop());
+        Ok(())
+    }
+    let mut done = Vec::new();
+    for name in wanted {
+        visit(name, &mut Vec::new(), &mut done, &mut depends)?;
+    }
+    Ok(done)
+}
+
+/// `kvm_amd` for `…/kvm-amd.ko.xz`.
+fn name(path: &Path) -> Option<String> {
+    let (name, _) = path.file_name()?.to_str()?.split_once(".ko")?;
+    Some(name.replace('-', "_"))
+}
+
+fn index(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            index(&entry.path(), files)?;
+        } else if let Some(name) = name(&entry.path()) {
+            files.insert(name, entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Reads a module, which distributions compress or not.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let reader: Box<dyn Read> = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => Box::new(liblzma::read::XzDecoder::new(file)),
+        Some("zst") => Box::new(ruzstd::decoding::StreamingDecoder::new(file)?),
+        Some("ko") => Box::new(file),
+        _ => bail!("a module compressed in an unknown way"),
+    };
+    let mut elf = Vec::new();
+    reader.take(MAX_SIZE).read_to_end(&mut elf)?;
+    Ok(elf)
+}
+
+/// What a module's `.modinfo` says that it depends on.
+fn depends(elf: &[u8]) -> Result<Vec<String>> {
+    let elf = ElfBytes::<LittleEndian>::minimal_parse(elf)?;
+    let section = elf.section_header_by_name(".modinfo")?.context("has no .modinfo section")?;
+    let (bytes, _) = elf.section_data(&section)?;
+    let depends = bytes.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"depends="));
+    let depends = std::str::from_utf8(depends.unwrap_or_default())?;
+    Ok(depends
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Module `n` may depend on any module below `n`, so there is no circle.
+        #[test]
+        fn dependencies_come_first_and_once(edges in vec(vec(0..20usize, 0..4), 1..20)) {
+            let names: Vec<_> = (0..edges.len()).map(|number| number.to_string()).collect();
+            let wanted: Vec<_> = names.iter().map(String::as_str).collect();
+            let below = |number: usize| edges[number].iter().filter(move |other| **other < number);
+            let order = order(&wanted, |name| {
+                Ok(below(name.parse()?).map(usize::to_string).collect())
+            }).unwrap();
+            prop_assert_eq!(order.len(), edges.len());
+            let place = |number: usize| order.iter().position(|name| *name == number.to_string());
+            for number in 0..edges.len() {
+                for other in below(number) {
+                    prop_assert!(place(*other).unwrap() < place(number).unwrap());
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_module_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
+            prop_assert!(depends(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn a_circle_is_an_error() {
+        let error = order(&["a"], |name| Ok(vec![if name == "a" { "b" } else { "a" }.to_owned()]));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "modules depend on each other in a circle: a b a"
+        );
+    }
+
+    #[test]
+    fn names_are_without_path_suffix_and_dashes() {
+        assert_eq!(name(Path::new("kernel/arch/x86/kvm/kvm-amd.ko.xz")).unwrap(), "kvm_amd");
+        assert_eq!(name(Path::new("9p.ko")).unwrap(), "9p");
+        assert_eq!(name(Path::new("modules.order")), None);
+    }
+}
