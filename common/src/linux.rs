@@ -42,8 +42,9 @@ use crate::{e820, elf, file, long_mode};
 ///
 /// - `quiet loglevel=3`: each printed character costs two exits, and `dmesg` has the messages anyway. At level
 ///   4, which `quiet` alone means, Linux would complain that there is no PCI bus;
+/// - `pci=off`: there is none, and looking for it costs a distribution's kernel thousands of exits;
 /// - `panic=-1`: restart at once after a panic, which [`PanicWatch`] tells from a restart that was wanted.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet loglevel=3 pci=off panic=-1";
 
 /// Where the setup header begins in a bzImage (Linux boot protocol, 1.3).
 const SETUP_HEADER: u64 = 0x1F1;
@@ -120,7 +121,7 @@ pub enum Error {
     /// The guest's memory ends before the kernel does.
     #[error(
         "the kernel needs {} MiB of memory to unpack itself, the guest has {} MiB; give a larger --memory",
-        mib(*needed), mib(*found)
+        needed.div_ceil(MIB), found / MIB
     )]
     KernelTooBig {
         /// How far memory would have to reach, in bytes.
@@ -132,7 +133,7 @@ pub enum Error {
     #[error(
         "the initrd has {size} bytes, but between the kernel and {} MiB only {room} are free; give a \
          larger --memory or a smaller initrd",
-        .end >> 20
+        end / MIB
     )]
     InitrdTooBig {
         /// Its size in bytes.
@@ -170,10 +171,7 @@ impl Blamed for Error {
     }
 }
 
-/// Bytes in MiB, rounded up.
-fn mib(bytes: u64) -> u64 {
-    bytes.div_ceil(1 << 20)
-}
+const MIB: u64 = 1 << 20;
 
 /// A kernel in guest memory.
 #[derive(Clone, Debug)]
@@ -463,8 +461,6 @@ mod tests {
 
     use super::*;
     use crate::run;
-
-    const MIB: u64 = 1 << 20;
 
     fn ram(mib: u64) -> Ram {
         Ram::from_ranges(&[(GuestAddress(0), (mib * MIB) as usize)]).unwrap()

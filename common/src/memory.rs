@@ -61,6 +61,15 @@ pub enum Error {
         /// What `mmap` said.
         source: MmapRegionError,
     },
+    /// It is more than KVM lets a guest have.
+    #[error(
+        "KVM refuses {size} bytes of guest memory: more than a memslot holds or this processor addresses; \
+         give a smaller --memory"
+    )]
+    TooMuch {
+        /// Bytes that were asked for.
+        size: u64,
+    },
     /// The range does not fit into the guest's address space, or two of our own overlap.
     #[error("guest memory of {size} bytes at {start:#x} overlaps other RAM or wraps around")]
     Range {
@@ -99,7 +108,9 @@ pub enum Error {
 impl Blamed for Error {
     fn blame(&self) -> Blame {
         match self {
-            Self::Size { .. } | Self::Map { .. } | Self::Range { .. } => Blame::Input,
+            Self::Size { .. } | Self::Map { .. } | Self::TooMuch { .. } | Self::Range { .. } => {
+                Blame::Input
+            }
             Self::Kvm(_) | Self::Slot { .. } | Self::NoSlot(_) | Self::Ioctl { .. } => Blame::Host,
         }
     }
@@ -177,7 +188,13 @@ impl Vm {
         }
         let vm = Self::new(kvm)?;
         for (slot, (start, len)) in (0..).zip(layout::ram_ranges(size)) {
-            vm.add_slot(slot, start, len, SlotFlags::default())?;
+            vm.add_slot(slot, start, len, SlotFlags::default()).map_err(|error| match error {
+                // Place and alignment are ours and right: it can only be the size.
+                Error::Slot { source, .. } if source.errno() == libc::EINVAL => {
+                    Error::TooMuch { size }
+                }
+                error => error,
+            })?;
         }
         Ok(vm)
     }

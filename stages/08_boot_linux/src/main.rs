@@ -30,9 +30,13 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
-    /// The initial root file system. Without --kernel and --initrd, the busybox that `cargo xtask setup` packed
+    /// The initial root file system. Without it, the busybox that `cargo xtask setup` packed
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
+
+    /// Start without an initial root file system
+    #[arg(long, conflicts_with = "initrd")]
+    no_initrd: bool,
 
     /// The kernel's command line, instead of the default one
     #[arg(long, value_name = "TEXT", default_value = linux::DEFAULT_CMDLINE)]
@@ -115,22 +119,18 @@ fn ports_of(first: u16, count: u16) -> std::ops::Range<u64> {
     u64::from(first)..u64::from(first) + u64::from(count)
 }
 
-/// The kernel and the initrd: the ones that were named, or the default ones. A kernel that was named
-/// comes without an initrd unless that is named, too: it may have been built to need none.
+/// The kernel and the initrd: the ones that were named, else the default ones.
 fn files(args: &Args) -> Result<(PathBuf, Option<PathBuf>)> {
-    if let Some(kernel) = &args.kernel {
-        return Ok((kernel.clone(), args.initrd.clone()));
+    let named_or = |named: &Option<PathBuf>, default: PathBuf, option| match named {
+        Some(file) => Ok(file.clone()),
+        None if default.exists() => Ok(default),
+        None => bail!("no {}: run `cargo xtask setup`, or give {option} FILE", default.display()),
+    };
+    let kernel = named_or(&args.kernel, cache::default_kernel(), "--kernel")?;
+    if args.no_initrd {
+        return Ok((kernel, None));
     }
-    let (kernel, initrd) = (cache::default_kernel(), cache::default_initrd());
-    for file in [&kernel, &initrd] {
-        if !file.exists() {
-            bail!(
-                "no {}: run `cargo xtask setup` first, or give a kernel with --kernel",
-                file.display()
-            );
-        }
-    }
-    Ok((kernel, Some(args.initrd.clone().unwrap_or(initrd))))
+    Ok((kernel, Some(named_or(&args.initrd, cache::default_initrd(), "--initrd")?)))
 }
 
 fn after_help() -> String {
