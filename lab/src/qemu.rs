@@ -23,6 +23,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use serde_json::{Value, json};
 
+use crate::parts;
+
 /// The lab's memory: a guest of 1 GiB fits beside its kernel. It costs what is touched, no more.
 const MEMORY: &str = "3G";
 
@@ -190,25 +192,35 @@ impl Machine {
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
-    /// What QEMU and the lab's kernel have said, for an error: their last lines.
+    /// What QEMU and the lab's kernel have said, for an error: the telling line of each. All that
+    /// they said is kept in a file, which is named.
     pub fn last_words(&mut self) -> String {
         // A QEMU that is about to end has its say first.
         let deadline = Instant::now() + Duration::from_secs(1);
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             sleep(Duration::from_millis(10));
         }
+        let qemu = tail(&mut self.stderr).unwrap_or_default();
+        let kernel = tail(&mut self.console).unwrap_or_default();
+        let log = parts::folder().join("failure.log");
+        let kept = std::fs::write(&log, format!("QEMU:\n{qemu}\nThe lab's kernel:\n{kernel}\n"));
         let mut words = String::new();
-        for (who, file, lines) in
-            [("QEMU", &mut self.stderr, 5), ("the lab's kernel", &mut self.console, 12)]
-        {
-            let text = tail(file).unwrap_or_default();
-            let text: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-            for line in &text[text.len().saturating_sub(lines)..] {
-                words += &format!("\n  {who}: {}", line.trim_end());
+        for (who, text) in [("QEMU", qemu), ("its kernel", kernel)] {
+            if let Some(line) = telling_line(&text) {
+                words += &format!("; {who}: {line}");
             }
+        }
+        if kept.is_ok() {
+            words += &format!("; all of it: {}", log.display());
         }
         words
     }
+}
+
+/// The line that says why: a panic's first, else the last there is.
+fn telling_line(text: &str) -> Option<&str> {
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines().find(|line| line.contains("Kernel panic")).or_else(|| lines().next_back())
 }
 
 impl Drop for Machine {
@@ -314,4 +326,17 @@ pub fn identity(path: &Path) -> io::Result<Vec<u8>> {
         identity.extend(number.to_le_bytes());
     }
     Ok(identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_telling_line_is_the_panics_or_the_last() {
+        let text = "a\n[ 1.0] Kernel panic - not syncing: why\n[ 1.1] Call Trace:\n\n";
+        assert_eq!(telling_line(text), Some("[ 1.0] Kernel panic - not syncing: why"));
+        assert_eq!(telling_line("first\nlast\n \n"), Some("last"));
+        assert_eq!(telling_line("\n"), None);
+    }
 }
