@@ -7,7 +7,7 @@
 //! | 03 | [`deadline`], [`disasm`], [`mod@file`], [`regs`], [`step`], [`vcpu`] |
 //! | 04 | [`bus`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
-//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
+//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`debug_exit`] |
 //! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
@@ -68,6 +68,8 @@ pub mod scratch;
 #[cfg(feature = "stage05")]
 pub mod text_screen;
 
+#[cfg(feature = "stage06")]
+pub mod debug_exit;
 #[cfg(feature = "stage06")]
 pub mod e820;
 #[cfg(feature = "stage06")]

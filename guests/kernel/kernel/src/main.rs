@@ -54,6 +54,7 @@ extern "sysv64" fn start(boot_info: *const BootInfo) -> ! {
     syscall::init();
     pic::init();
     pit::init();
+    serial::listen();
 
     let entered = match boot_info.loader {
         loader::HOST => "by the VMM itself",

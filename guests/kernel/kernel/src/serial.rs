@@ -26,7 +26,7 @@ const FIFO_SIZE: usize = 16;
 
 static TYPED: Single<Queue> = Single::new(Queue::new());
 
-/// 115200 baud, 8 data bits, no parity, 1 stop bit; FIFOs on; an interrupt for each received byte.
+/// 115200 baud, 8 data bits, no parity, 1 stop bit; FIFOs on; no interrupts yet.
 pub fn init() {
     // SAFETY: the registers of the serial port, in the order that the data sheet gives.
     unsafe {
@@ -37,8 +37,15 @@ pub fn init() {
         out(LCR, 0x03);
         out(FCR, 0x07); // on, both cleared, trigger at one byte
         out(MCR, 0x0b); // DTR, RTS, OUT2: on a PC, OUT2 lets the interrupt through
-        out(IER, 0x01); // received data
     }
+}
+
+/// From now on received bytes interrupt. Comes after [`crate::pic::init`]: the PIC looks for edges, and forgets
+/// those from before its initialization, so a byte that came too early would hold the line up for ever
+/// without anybody noticing.
+pub fn listen() {
+    // SAFETY: as in `init`.
+    unsafe { out(IER, 0x01) }
 }
 
 /// Prints bytes as they are, with a carriage return before each line feed.

@@ -1,0 +1,54 @@
+//! The Rust kernel's loader: its segments, and the boot info that it gets in RDI. The contract stands in
+//! `guests/kernel/abi/src/boot.rs`.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use common::memory::Ram;
+use common::{e820, elf, file};
+use guests::boot::{BootInfo, E820Entry, KERNEL_LIMIT, KERNEL_START, MAGIC};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Where the boot info goes, and behind it the memory map: where nothing else of this stage is.
+const BOOT_INFO: GuestAddress = GuestAddress(0x7000);
+
+/// Where the climb (`asm/real/climb.asm`) looks for the entry point of a kernel and for its boot info.
+pub const CLIMB_ENTRY: GuestAddress = GuestAddress(0x1008);
+pub const CLIMB_BOOT_INFO: GuestAddress = GuestAddress(0x1010);
+
+/// Copies the kernel, the built-in one or that in a file, to where it was linked. Returns its entry
+/// point.
+pub fn load(ram: &Ram, path: Option<&Path>) -> Result<GuestAddress> {
+    let allowed = KERNEL_START..KERNEL_LIMIT;
+    let image = match path {
+        None => elf::load(ram, &mut Cursor::new(guests::KERNEL), allowed)?,
+        Some(path) => {
+            let context = || format!("kernel {}", path.display());
+            let (mut file, _) = file::open(path).with_context(context)?;
+            elf::load(ram, &mut file, allowed).with_context(context)?
+        }
+    };
+    Ok(image.entry)
+}
+
+/// Tells the kernel which memory there is, and who loaded it. Returns the address for RDI.
+pub fn write_boot_info(ram: &Ram, loader: u32) -> Result<GuestAddress> {
+    let info_size = size_of::<BootInfo>() as u64;
+    let map = e820::map(ram);
+    let info = BootInfo {
+        magic: MAGIC,
+        e820: BOOT_INFO.0 + info_size,
+        e820_count: map.len() as u32,
+        loader,
+    };
+    ram.write_slice(&info.to_bytes(), BOOT_INFO)?;
+    let mut at = BOOT_INFO.0 + info_size;
+    for entry in map {
+        let (base, length) = (entry.range.start, entry.range.end - entry.range.start);
+        let entry = E820Entry { base, length, kind: entry.kind as u32, attributes: 0 };
+        ram.write_slice(&entry.to_bytes(), GuestAddress(at))?;
+        at += size_of::<E820Entry>() as u64;
+    }
+    Ok(BOOT_INFO)
+}

@@ -1,0 +1,187 @@
+//! Stage 06: 64-bit long mode, by the guest's own climb or put there by the host; interrupts, ring 3, and
+//! a small Rust kernel.
+//!
+//! From this stage on the loop around `KVM_RUN` lives in [`common::run`]. Read `machine` from top to bottom: it
+//! is what gets plugged into that loop.
+
+mod kernel;
+mod records;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+use cli::Ended;
+use cli::console::{self, Console};
+use common::bus::{Bus, shared};
+use common::debug_exit::{self, DebugExit};
+use common::irqfd::{self, Irqfd};
+use common::layout::PROGRAM;
+use common::memory::{Ram, Vm};
+use common::uart::{self, Uart};
+use common::vcpu::Vcpu;
+use common::{kvm, long_mode, run};
+use guests::boot::loader;
+use kvm_bindings::kvm_regs;
+use vm_memory::{Bytes, GuestAddress};
+
+/// Climbs to 64-bit long mode, and runs a small Rust kernel there.
+///
+/// Without arguments it boots the kernel to its shell, on this terminal: type help.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = after_help())]
+struct Args {
+    /// What to run
+    #[arg(value_enum, default_value_t = Guest::Kernel)]
+    guest: Guest,
+
+    /// How the kernel gets into long mode
+    #[arg(long, value_enum, default_value_t = Way::Host)]
+    enter: Way,
+
+    /// Another kernel than the built-in one: an ELF64 file for the entry contract in
+    /// guests/kernel/abi/src/boot.rs
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = cli::size::parse)]
+    memory: u64,
+
+    /// At the end, print how often the guest exited, and for what
+    #[arg(long)]
+    stats: bool,
+
+    #[command(flatten)]
+    console: console::Flags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Guest {
+    /// The Rust kernel: paging, interrupts, a shell, and programs in ring 3
+    Kernel,
+    /// Real mode, protected mode, 32-bit paging, PAE, long mode: one after the other
+    Climb,
+    /// Long mode from the first instruction on: the host has set the registers
+    Direct,
+    /// Six exceptions, caught and reported
+    Exceptions,
+    /// The timer's interrupts, through the interrupt controllers in KVM
+    Interrupts,
+    /// Down to ring 3, and back by syscall, by int 0x80 and by a fault
+    Rings,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// The host writes the tables and sets the registers
+    Host,
+    /// A guest program climbs from real mode and jumps to the kernel
+    Climb,
+}
+
+/// The guests write up to here.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+fn main() -> ExitCode {
+    cli::main(machine)
+}
+
+fn machine(args: Args) -> Result<Ended> {
+    if args.memory < LEAST_MEMORY {
+        bail!("--memory: these guests need at least {} MiB", LEAST_MEMORY >> 20);
+    }
+
+    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
+    let kvm = kvm::open()?;
+    let vm = Vm::with_ram(&kvm, args.memory)?;
+    let ram = vm.ram();
+
+    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from them.
+    irqfd::create_irqchip(&vm)?;
+    irqfd::create_pit(&vm)?;
+    let vcpu = Vcpu::new(&vm, 0)?;
+    // CPUID comes before long mode: without it the vCPU has none.
+    vcpu.set_supported_cpuid(&kvm)?;
+    load(&args, &ram, &vcpu)?;
+
+    // What the guest finds at its ports: a console, and a way to end.
+    let (stop, stopped) = run::stop();
+    let console = Console::open(&args.console, stop.clone())?;
+    let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, console.screen()));
+    let mut ports = Bus::new();
+    let com1 = u64::from(uart::COM1)..u64::from(uart::COM1 + uart::PORTS);
+    ports.insert("serial port", com1, uart.clone())?;
+    let debug_exit = u64::from(debug_exit::PORT)..u64::from(debug_exit::PORT) + 1;
+    ports.insert("debug exit", debug_exit, shared(DebugExit::new(stop)))?;
+
+    // Keys go in, the guest runs, and how it ended is how we end.
+    console.type_into(move |keys| uart::type_in(&uart, keys))?;
+    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
+    let ended = console.finish(&ending);
+
+    if matches!(args.guest, Guest::Climb | Guest::Direct) && ended == Ended::Well {
+        anstream::eprint!("{}", records::table(&ram)?);
+    }
+    if args.stats {
+        for (what, count) in exits {
+            anstream::eprintln!("{count:>10} exits: {what}");
+        }
+    }
+    Ok(ended)
+}
+
+/// Puts the guest into memory, and the vCPU at its first instruction.
+fn load(args: &Args, ram: &Ram, vcpu: &Vcpu) -> Result<()> {
+    let program = match args.guest {
+        Guest::Kernel => {
+            let entry = kernel::load(ram, args.kernel.as_deref())?;
+            return match args.enter {
+                Way::Host => {
+                    let info = kernel::write_boot_info(ram, loader::HOST)?;
+                    let regs = kvm_regs { rip: entry.0, rdi: info.0, ..Default::default() };
+                    Ok(long_mode::enter(vcpu, ram, regs)?)
+                }
+                Way::Climb => {
+                    let info = kernel::write_boot_info(ram, loader::CLIMB)?;
+                    ram.write_slice(asm::real::CLIMB, PROGRAM)?;
+                    ram.write_obj(entry.0, kernel::CLIMB_ENTRY)?;
+                    ram.write_obj(info.0, kernel::CLIMB_BOOT_INFO)?;
+                    Ok(vcpu.start_real_mode(PROGRAM)?)
+                }
+            };
+        }
+        Guest::Climb => {
+            ram.write_slice(asm::real::CLIMB, PROGRAM)?;
+            return Ok(vcpu.start_real_mode(PROGRAM)?);
+        }
+        Guest::Direct => asm::long::DIRECT,
+        Guest::Exceptions => asm::long::EXCEPTIONS,
+        Guest::Interrupts => asm::long::INTERRUPTS,
+        Guest::Rings => asm::long::RINGS,
+    };
+    ram.write_slice(program, PROGRAM)?;
+    let GuestAddress(rip) = PROGRAM;
+    Ok(long_mode::enter(vcpu, ram, kvm_regs { rip, ..Default::default() })?)
+}
+
+fn after_help() -> String {
+    format!(
+        "\
+Try: 06_long_mode                                  the kernel's shell; exit or Ctrl-D ends it
+     06_long_mode --enter climb                    the same, by the climb from real mode
+     06_long_mode climb                            every mode on the way, and its registers
+     echo 'calc 6*7' | 06_long_mode                commands from a pipe
+     06_long_mode --exit-when '> ' --stats         how many exits a boot costs
+
+The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a serial port at 0x3F8 on line 4,
+and port 0xF4, which ends it.
+
+{}
+
+{}",
+        console::HELP,
+        cli::EXIT_CODES
+    )
+}
