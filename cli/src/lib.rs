@@ -11,6 +11,7 @@ pub mod screen;
 pub mod size;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
@@ -67,6 +68,16 @@ fn one_line(error: &anyhow::Error) -> String {
     })
 }
 
+/// The value of a `--timeout`: a time in seconds, of which there may be fractions.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        // Not longer than a century, so that it can be added to any point in time.
+        Ok(time) if !time.is_zero() && seconds <= 3e9 => Ok(time),
+        _ => Err("expected more than 0 seconds, and less than a century".to_owned()),
+    }
+}
+
 /// Has `03_vcpu | head` end when `head` does, as every Unix tool ends: by SIGPIPE. Rust's runtime ignores
 /// that signal, so that a `println!` into a closed pipe panics instead.
 fn end_with_our_reader() {
@@ -90,6 +101,14 @@ fn blamed(error: &anyhow::Error) -> Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seconds_are_positive_and_not_endless() {
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        for text in ["0", "-1", "x", "", "inf", "NaN", "1e99", "1e-99"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn causes_are_told_once_and_in_one_line() {

@@ -122,6 +122,21 @@ impl Bus {
         Some(entry.name)
     }
 
+    /// Each `size` bytes of `data` are one read of `addr`: string instructions (`rep insb` and its kin) arrive as
+    /// one exit for many accesses to the same port.
+    pub fn read_each(&self, addr: u64, size: usize, data: &mut [u8]) {
+        for access in data.chunks_mut(size) {
+            self.read(addr, access);
+        }
+    }
+
+    /// Each `size` bytes of `data` are one write to `addr`, as with `rep outsb`.
+    pub fn write_each(&self, addr: u64, size: usize, data: &[u8]) {
+        for access in data.chunks(size) {
+            self.write(addr, access);
+        }
+    }
+
     /// The device that has all of an access: one that reaches past its end belongs to nobody, as on a
     /// bus that decodes addresses.
     fn find(&self, addr: u64, len: usize) -> Option<&Entry> {
@@ -140,6 +155,8 @@ impl fmt::Debug for Bus {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Answers with the offset and remembers what was written.
@@ -170,6 +187,30 @@ mod tests {
         assert_eq!(bus.write(0x10, &[1, 2]), Some("probe"));
         assert_eq!(bus.write(0x13, &[1, 2]), None, "reaches past the end");
         assert_eq!(probe.lock().unwrap().0, [(0, vec![1, 2])]);
+    }
+
+    proptest! {
+        #[test]
+        fn string_io_is_one_access_after_the_other(
+            size in prop::sample::select(vec![1, 2, 4]),
+            count in 0..100usize,
+            seed: u8,
+        ) {
+            let data: Vec<u8> = (0..size * count).map(|at| seed.wrapping_add(at as u8)).collect();
+            let probe = shared(Probe::default());
+            let mut bus = Bus::new();
+            bus.insert("probe", 0x10..0x18, probe.clone()).unwrap();
+            bus.write_each(0x13, size, &data);
+            bus.write_each(0x80, size, &data);
+            let expected: Vec<_> = data.chunks(size).map(|access| (3, access.to_vec())).collect();
+            prop_assert_eq!(&probe.lock().unwrap().0, &expected);
+
+            let mut read = data.clone();
+            bus.read_each(0x13, size, &mut read);
+            prop_assert!(read.iter().all(|&byte| byte == 3));
+            bus.read_each(0x80, size, &mut read);
+            prop_assert!(read.iter().all(|&byte| byte == 0xFF));
+        }
     }
 
     #[test]

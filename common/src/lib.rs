@@ -5,7 +5,7 @@
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`] |
 //! | 03 | [`deadline`], [`disasm`], [`mod@file`], [`regs`], [`step`], [`vcpu`] |
-//! | 04 | [`bus`] |
+//! | 04 | [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`debug_exit`] |
 //! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`] |
@@ -54,6 +54,12 @@ pub mod step;
 
 #[cfg(feature = "stage04")]
 pub mod bus;
+#[cfg(feature = "stage04")]
+pub mod hypercall;
+#[cfg(feature = "stage04")]
+pub mod serial;
+#[cfg(feature = "stage04")]
+pub mod teletype;
 
 #[cfg(feature = "stage05")]
 pub mod coalesced;

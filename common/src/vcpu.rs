@@ -4,6 +4,7 @@
 //! the host CPU to the guest; when the guest does something that KVM leaves to us, the call returns and
 //! the page says what it was. That is an [`Exit`], and a monitor is a loop around it.
 
+use std::fmt;
 use std::sync::Arc;
 
 pub use kvm_bindings::CpuId;
@@ -54,7 +55,7 @@ pub enum Exit<'a> {
         port: u16,
         /// Bytes of one access: 1, 2 or 4.
         size: usize,
-        /// What was written: `size` × count bytes, for `rep outs` arrives in one exit.
+        /// What was written: `size` × count bytes. KVM's count may be above 1 for `rep outs`.
         data: &'a [u8],
     },
     /// `KVM_EXIT_IO`, in: the guest reads from a port; fill `data` before the next run.
@@ -63,7 +64,7 @@ pub enum Exit<'a> {
         port: u16,
         /// Bytes of one access: 1, 2 or 4.
         size: usize,
-        /// To be filled: `size` × count bytes.
+        /// To be filled: `size` × count bytes; `rep ins` arrives in one exit for up to a page.
         data: &'a mut [u8],
     },
     /// `KVM_EXIT_MMIO`, read: an access where no memslot is; fill `data` before the next run.
@@ -104,6 +105,34 @@ pub enum Exit<'a> {
     Interrupted,
     /// Any other reason, by its number in the KVM API.
     Other(u32),
+}
+
+/// The exit as the end of a guest that nobody expected: its name in the KVM API, and what it means.
+impl fmt::Display for Exit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IoOut { port, .. } => write!(f, "KVM_EXIT_IO, a write to port {port:#X}"),
+            Self::IoIn { port, .. } => write!(f, "KVM_EXIT_IO, a read from port {port:#X}"),
+            Self::MmioRead { addr, .. } => {
+                write!(f, "KVM_EXIT_MMIO, a read from {addr:#X}, where no memory is")
+            }
+            Self::MmioWrite { addr, .. } => {
+                write!(f, "KVM_EXIT_MMIO, a write to {addr:#X}, where no memory is")
+            }
+            Self::Hlt => f.write_str("KVM_EXIT_HLT"),
+            Self::Shutdown => f.write_str("KVM_EXIT_SHUTDOWN, a triple fault"),
+            Self::FailEntry { reason, .. } => {
+                write!(f, "KVM_EXIT_FAIL_ENTRY, the processor refused its state ({reason:#X})")
+            }
+            Self::InternalError(error) => {
+                write!(f, "KVM_EXIT_INTERNAL_ERROR, KVM could not go on ({})", error.name())
+            }
+            Self::Debug(_) => f.write_str("KVM_EXIT_DEBUG"),
+            Self::SystemEvent { kind } => write!(f, "KVM_EXIT_SYSTEM_EVENT {kind}"),
+            Self::Interrupted => f.write_str("KVM_EXIT_INTR"),
+            Self::Other(reason) => write!(f, "exit reason {reason}, which no stage knows"),
+        }
+    }
 }
 
 /// What `KVM_EXIT_INTERNAL_ERROR` tells.
@@ -204,12 +233,25 @@ impl Vcpu {
     /// After reset CS has base 0xFFFF0000, so that the first instruction comes from a ROM at the top of
     /// the address space; stage 07 starts there. Here there is no ROM yet.
     pub fn start_real_mode(&self, entry: GuestAddress) -> Result<(), Error> {
+        self.start_real_mode_in(GuestAddress(0), entry)
+    }
+
+    /// The same with all segments starting at `base`: `entry` counts from there, and so does every address
+    /// that the program uses, until it loads a segment register itself.
+    ///
+    /// In real mode a base is 16 times a selector of 16 bits. KVM sets the two apart, so that `base` may
+    /// be beyond the first megabyte; the selectors are 0 then.
+    pub fn start_real_mode_in(&self, base: GuestAddress, entry: GuestAddress) -> Result<(), Error> {
         if entry.0 > 0xFFFF {
             return Err(Error::RealModeEntry(entry.0));
         }
         let mut sregs = self.sregs()?;
-        sregs.cs.base = 0;
-        sregs.cs.selector = 0;
+        let selector = u16::try_from(base.0 / 16).unwrap_or(0);
+        let kvm_sregs { cs, ss, ds, es, fs, gs, .. } = &mut sregs;
+        for segment in [cs, ss, ds, es, fs, gs] {
+            segment.base = base.0;
+            segment.selector = selector;
+        }
         self.set_sregs(&sregs)?;
         // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3).
         self.set_regs(&kvm_regs { rip: entry.0, rsp: entry.0, rflags: 0x2, ..Default::default() })
