@@ -127,7 +127,8 @@ fn build_agent() -> Result<PathBuf> {
         .context("cannot run cargo to build the lab's agent")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("the lab's agent cannot be built (it needs a static C library):\n{}", said.trim());
+        let why = said.lines().find(|line| line.starts_with("error")).unwrap_or("no reason given");
+        bail!("the lab's agent cannot be built (it needs a static C library): {why}");
     }
     Ok(target.join("debug/agent"))
 }

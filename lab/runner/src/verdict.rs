@@ -32,8 +32,10 @@ pub fn reason_against(stage: u8) -> Option<String> {
         Err(error) => return Some(in_short(&error)),
     };
     let verdict = checkup::run_for(&kvm, &asm::checkup(), stage);
-    let reason = (!verdict.able)
-        .then(|| format!("this host's KVM cannot run stage {stage:02} ({})", verdict.reason));
+    // The line that the runner prints has room for one reason; 01_create_vm tells them all.
+    let first = verdict.reason.split("; ").next().unwrap_or_default();
+    let reason =
+        (!verdict.able).then(|| format!("this host's KVM cannot run stage {stage:02} ({first})"));
     cache.host = host;
     cache.reasons.insert(stage, reason.clone());
     // Without a cache the next run checks again; that is no reason to fail.

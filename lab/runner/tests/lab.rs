@@ -64,6 +64,14 @@ fn kvm_opens_and_its_modules_are_loaded_and_nesting_is_on() {
 }
 
 #[test]
+fn the_loopback_device_is_up() {
+    lab!(shell("cat /sys/class/net/lo/operstate /sys/class/net/lo/flags"))
+        .run()
+        .ended(0)
+        .stdout_has("0x9\n");
+}
+
+#[test]
 fn exit_codes_pass() {
     for code in [0, 1, 77, 255] {
         lab!(shell(&format!("exit {code}"))).run().ended(code);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lab::protocol::{Exec, Frame, VERSION};
 use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, mount, mount_bind_recursive};
+use rustix::net::{AddressFamily, SendFlags, SocketType, send, socket};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
@@ -57,6 +58,7 @@ pub fn boot() -> io::Result<File> {
         fs::set_permissions(device, Permissions::from_mode(0o666)).map_err(step(device))?;
     }
     rustix::system::sethostname(b"lab")?;
+    raise_loopback().map_err(step("raising lo"))?;
     let files = Rlimit { current: Some(1024), maximum: Some(1 << 19) };
     setrlimit(Resource::Nofile, files)?;
     let mut port = open_port()?;
@@ -64,6 +66,31 @@ pub fn boot() -> io::Result<File> {
     Frame::Ready(VERSION).encode(&mut ready);
     port.write_all(&ready)?;
     Ok(port)
+}
+
+/// Sets the loopback device up, for programs that talk to themselves over 127.0.0.1: one netlink
+/// message, `RTM_NEWLINK` with a `struct ifinfomsg`. (rtnetlink(7).)
+fn raise_loopback() -> io::Result<()> {
+    const RTM_NEWLINK: u16 = 16;
+    const NLM_F_REQUEST: u16 = 1;
+    const IFF_UP: u32 = 1;
+    /// The kernel makes `lo` first, in every network namespace.
+    const LOOPBACK_INDEX: u32 = 1;
+    let mut message = Vec::new();
+    // struct nlmsghdr: length, type, flags, sequence, port.
+    message.extend(32u32.to_ne_bytes());
+    message.extend(RTM_NEWLINK.to_ne_bytes());
+    message.extend(NLM_F_REQUEST.to_ne_bytes());
+    message.extend([0; 8]);
+    // struct ifinfomsg: family and type, index, flags, which of the flags change.
+    message.extend([0; 4]);
+    for word in [LOOPBACK_INDEX, IFF_UP, IFF_UP] {
+        message.extend(word.to_ne_bytes());
+    }
+    // No protocol is number 0, NETLINK_ROUTE.
+    let kernel = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
+    send(&kernel, &message, SendFlags::empty())?;
+    Ok(())
 }
 
 /// Opens the port, which its driver makes some time after its module has been loaded.
@@ -94,7 +121,7 @@ pub fn prepare(exec: &Exec) -> io::Result<()> {
     // cache=mmap: `write` goes to the host at once and `read` comes from it, so that both sides see
     // one file and a lab that is killed loses nothing that was written. Only the pages of shared
     // mappings are kept here, until msync, munmap or the program's end.
-    let options = c"trans=virtio,version=9p2000.L,msize=524288,cache=mmap";
+    let options = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
     mount(lab::SHARE, root, "9p", MountFlags::empty(), options)
         .map_err(step("mounting the host's files"))?;
     for own in ["dev", "proc", "sys"] {
