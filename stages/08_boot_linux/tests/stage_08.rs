@@ -1,0 +1,316 @@
+//! Milestone 8: unmodified Linux boots, looks right from inside, and ends as its guest wants.
+//!
+//! Each boot takes seconds in the lab, so the checks from inside share one.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cli::cache;
+use common::layout::ram_ranges;
+use common::memory::Ram;
+use common::{e820, linux};
+use testkit::{Dialogue, Program, Ran};
+
+/// A boot on a busy machine without hardware virtualization.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the shell prints when it waits for a command.
+const PROMPT: &str = "guest:/root# ";
+
+fn program() -> Program {
+    Program::new(env!("CARGO_BIN_EXE_08_boot_linux")).patience(PATIENCE)
+}
+
+/// Runs `script` in the default guest's shell, which ends with it and powers off.
+fn boot(args: &[&str], script: &str) -> Ran {
+    program().args(args).stdin(script).run()
+}
+
+/// The lines that `command` printed: between the line with the command and the next prompt.
+fn answer(ran: &Ran, command: &str) -> Vec<String> {
+    let out = ran.out().replace('\r', "");
+    let asked = format!("{PROMPT}{command}\n");
+    let Some(start) = out.find(&asked) else { ran.fail(&format!("{command} was not run")) };
+    let rest = &out[start + asked.len()..];
+    rest.split(PROMPT).next().unwrap().lines().map(str::to_owned).collect()
+}
+
+/// A file in a folder that goes away with the test.
+fn file(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> String {
+    let path = dir.path().join(name);
+    fs::write(&path, bytes).unwrap();
+    text(&path)
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn sparse(dir: &tempfile::TempDir, name: &str, len: u64) -> String {
+    let path = dir.path().join(name);
+    File::create(&path).unwrap().set_len(len).unwrap();
+    text(&path)
+}
+
+/// The default initrd with one more file, `/probe`: an initrd may be several archives in a row.
+fn initrd_with_probe(dir: &tempfile::TempDir, content: &[u8]) -> String {
+    let mut archive = fs::read(cache::default_initrd()).unwrap();
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    let mut probe =
+        cpio::newc::Builder::new("probe").mode(0o100_644).write(&mut archive, content.len() as u32);
+    probe.write_all(content).unwrap();
+    probe.finish().unwrap();
+    cpio::newc::trailer(&mut archive).unwrap();
+    file(dir, "initrd", &archive)
+}
+
+fn sha256(path: &str) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+/// The kernel that the default bzImage unpacks: its payload, LZ4 in the "legacy" frame that Linux uses.
+fn vmlinux() -> Vec<u8> {
+    let image = fs::read(cache::default_kernel()).unwrap();
+    let u32_at =
+        |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let setup = (usize::from(image[0x1F1]) + 1) * 512;
+    let start = setup + u32_at(&image, 0x248) as usize;
+    let payload = &image[start..start + u32_at(&image, 0x24C) as usize];
+    assert_eq!(u32_at(payload, 0), 0x184C_2102, "the default kernel is compressed with LZ4");
+    let mut kernel = Vec::new();
+    // The last word is the size of the whole.
+    let mut blocks = &payload[4..payload.len() - 4];
+    while !blocks.is_empty() {
+        let (block, rest) = blocks[4..].split_at(u32_at(blocks, 0) as usize);
+        kernel.extend(lz4_flex::block::decompress(block, 8 << 20).unwrap());
+        blocks = rest;
+    }
+    kernel
+}
+
+#[test]
+fn linux_sees_the_machine_that_it_was_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let content: Vec<u8> =
+        (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let probe = file(&dir, "probe", &content);
+    let initrd = initrd_with_probe(&dir, &content);
+    // So many lines do not fit into the serial port, nor into the terminal's buffer.
+    let typed_ahead = "n=$((n+1))\n".repeat(500);
+    let script = format!(
+        "{typed_ahead}echo n=$n\ncat /proc/cmdline\ngrep MemTotal /proc/meminfo\ndmesg | grep BIOS-e820:\n\
+         grep -c ^processor /proc/cpuinfo\ngrep ^apicid /proc/cpuinfo\nsha256sum /probe\n\
+         cat /sys/devices/system/clocksource/clocksource0/current_clocksource\n\
+         grep ttyS0 /proc/interrupts\ndmesg | grep -ciE 'acpi.*(error|warn)|firmware bug'\n\
+         cat /proc/uptime; true\n"
+    );
+    let ran = boot(
+        &["--memory", "384M", "--initrd", &initrd, "--append", "mini.test=1", "--stats"],
+        &script,
+    );
+    ran.ended(0);
+
+    assert_eq!(answer(&ran, "echo n=$n"), ["n=500"], "typed lines were lost");
+    let cmdline = format!("{} mini.test=1", linux::DEFAULT_CMDLINE);
+    assert_eq!(answer(&ran, "cat /proc/cmdline"), [cmdline]);
+
+    let memory = answer(&ran, "grep MemTotal /proc/meminfo").concat();
+    let kib: u64 = memory.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!((320 << 10..384 << 10).contains(&kib), "{memory}");
+
+    let ram = Ram::from_ranges(&ram_ranges(384 << 20)).unwrap();
+    let given: Vec<String> = e820::map(&ram)
+        .into_iter()
+        .map(|e820::Entry { range, kind }| {
+            let kind = match kind {
+                e820::Kind::Ram => "usable",
+                e820::Kind::Reserved => "reserved",
+            };
+            format!("[mem {:#018x}-{:#018x}] {kind}", range.start, range.end - 1)
+        })
+        .collect();
+    let seen: Vec<String> = answer(&ran, "dmesg | grep BIOS-e820:")
+        .iter()
+        .map(|line| line.split_once("BIOS-e820: ").unwrap().1.to_owned())
+        .collect();
+    assert_eq!(seen, given);
+
+    assert_eq!(answer(&ran, "grep -c ^processor /proc/cpuinfo"), ["1"]);
+    assert_eq!(answer(&ran, "grep ^apicid /proc/cpuinfo"), ["apicid\t\t: 0"]);
+    assert_eq!(answer(&ran, "sha256sum /probe"), [format!("{}  /probe", sha256(&probe))]);
+    let clock = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
+    assert_eq!(answer(&ran, clock), ["kvm-clock"]);
+    let line = answer(&ran, "grep ttyS0 /proc/interrupts").concat();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!((words[0], words[2]), ("4:", "IO-APIC"), "{line}");
+    assert!(words[1].parse::<u32>().unwrap() > 0, "the console raised no interrupt: {line}");
+    let complaints = answer(&ran, "dmesg | grep -ciE 'acpi.*(error|warn)|firmware bug'");
+    assert_eq!(complaints, ["0"]);
+    ran.stdout_has("Power down").stderr_has("exits: serial port");
+}
+
+#[test]
+fn a_kernel_panic_is_a_crash() {
+    let ran = boot(&[], "echo c > /proc/sysrq-trigger\n");
+    ran.ended(1).stderr_has("the guest's kernel panicked: sysrq triggered crash");
+    // Without `panic=-1` the kernel stays where it is, and says that it does.
+    let ran = boot(&["--no-initrd", "--cmdline", "console=ttyS0 loglevel=1 pci=off"], "");
+    ran.ended(1).stderr_has("the guest's kernel panicked: VFS: Unable to mount root fs");
+}
+
+#[test]
+fn a_vmlinux_has_memory_on_both_sides_of_the_hole_and_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = file(&dir, "vmlinux", &vmlinux());
+    let script = "free -m\ndmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n";
+    let ran = boot(&["--kernel", &kernel, "--memory", "4608M"], script);
+    ran.ended(0).stdout_has("Restarting system");
+    let total = answer(&ran, "free -m")[1].split_whitespace().nth(1).unwrap().parse::<u32>();
+    assert!((4200..4608).contains(&total.unwrap()));
+    // 3328 MiB below the hole, the rest from 4 GiB on.
+    let above = answer(&ran, "dmesg | grep BIOS-e820: | tail -n 1").concat();
+    assert!(above.ends_with("[mem 0x0000000100000000-0x000000014fffffff] usable"), "{above}");
+}
+
+#[test]
+fn a_text_can_end_the_machine() {
+    let ran = boot(&["--exit-when", "reached user space"], "");
+    ran.ended(0);
+    assert!(ran.out().ends_with("reached user space"), "something follows the text");
+}
+
+#[test]
+fn a_person_at_a_terminal_gets_every_key_through_and_the_terminal_back() {
+    let mut guest: Dialogue = program().on_terminal();
+    guest.expect(PROMPT);
+    assert!(guest.is_raw());
+    guest.send("\x01h").expect("Ctrl-A x").expect("leave");
+    // Ctrl-C goes to the guest, and ends what runs there.
+    guest.send("echo $((6*7)); sleep 1000\r").expect("42").send("\x03").expect(PROMPT);
+    guest.send("\x01x");
+    assert_eq!(guest.end(), 0);
+    assert!(!guest.is_raw());
+}
+
+#[test]
+fn the_terminal_comes_back_after_a_signal() {
+    let guest = program().on_terminal();
+    let wait = |raw: bool| {
+        let until = std::time::Instant::now() + PATIENCE;
+        while guest.is_raw() != raw {
+            assert!(std::time::Instant::now() < until, "the terminal's modes did not change");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wait(true);
+    assert!(Command::new("kill").arg(guest.pid().to_string()).status().unwrap().success());
+    wait(false);
+}
+
+#[test]
+fn the_time_can_be_limited() {
+    let ran = program().args(["--timeout", "0.3"]).run();
+    ran.ended(4).stderr_has("the time given with --timeout ran out");
+}
+
+#[test]
+fn a_triple_fault_is_a_crash() {
+    // The smallest kernel: UD2 without an IDT.
+    let mut elf = vec![0; 64 + 56];
+    elf[..20].copy_from_slice(b"\x7FELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3E\0");
+    elf[24..32].copy_from_slice(&0x100_0000u64.to_le_bytes()); // e_entry
+    elf[32] = 64; // e_phoff
+    elf[54] = 56; // e_phentsize
+    elf[56] = 1; // e_phnum
+    elf[64] = 1; // PT_LOAD
+    elf[72] = 64 + 56; // p_offset
+    elf[88..96].copy_from_slice(&0x100_0000u64.to_le_bytes()); // p_paddr
+    elf[96] = 2; // p_filesz
+    elf[104] = 2; // p_memsz
+    elf.extend([0x0F, 0x0B]);
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = file(&dir, "kernel", &elf);
+    let ran = boot(&["--kernel", &kernel, "--no-initrd"], "");
+    ran.ended(1).stderr_has("the guest crashed: triple fault");
+}
+
+#[test]
+fn what_is_no_kernel_gets_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = fs::read(cache::default_kernel()).unwrap();
+    let random: Vec<u8> = (1..100_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    for (file, why) in [
+        (text(&dir.path().join("missing")), "there is no such file"),
+        (file(&dir, "truncated", &kernel[..kernel.len() / 2]), "the kernel is truncated"),
+        (sparse(&dir, "huge", 1 << 40), "this is no Linux kernel"),
+        (text(dir.path()), "this is a directory"),
+        (file(&dir, "random", &random), "this is no Linux kernel"),
+    ] {
+        let ran = program().args(["--kernel", &file, "--no-initrd"]).run();
+        ran.refused(2, why).stderr_has(&file);
+    }
+}
+
+#[test]
+fn what_is_no_initrd_gets_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    for (file, why) in [
+        (text(&dir.path().join("missing")), "there is no such file"),
+        (sparse(&dir, "huge", 1 << 40), "the initrd has 1099511627776 bytes"),
+        (text(dir.path()), "this is a directory"),
+    ] {
+        program().args(["--initrd", &file]).run().refused(2, why).stderr_has(&file);
+    }
+}
+
+#[test]
+fn memory_that_makes_no_sense_gets_one_line() {
+    for (size, why) in [
+        ("0M", "expected a multiple of 4 KiB, at least one page"),
+        ("1025K", "expected a multiple of 4 KiB"),
+        ("32M", "of memory to unpack itself, the guest has 32 MiB; give a larger --memory"),
+        ("4096T", "give a smaller --memory"),
+    ] {
+        program().args(["--memory", size]).run().refused(2, why);
+    }
+    program().args(["--memory", "12345"]).run().ended(2).stderr_has("--memory");
+}
+
+#[test]
+fn a_command_line_that_the_kernel_would_cut_off_gets_one_line() {
+    let ran = program().args(["--append", &"x".repeat(2048)]).run();
+    ran.refused(2, "this kernel takes at most 2047; shorten it");
+}
+
+#[test]
+fn without_set_up_the_error_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = program().env("XDG_CACHE_HOME", dir.path()).run();
+    ran.refused(2, "run `cargo xtask setup`");
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_machine() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_08_boot_linux"))
+        .args(["--append", "loglevel=7", "--timeout", "100"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Where the default kernel and initrd are, so that a missing set-up is named and not guessed at.
+#[test]
+fn set_up_has_been_run() {
+    let missing: Vec<PathBuf> = [cache::default_kernel(), cache::default_initrd()]
+        .into_iter()
+        .filter(|path| !path.exists())
+        .collect();
+    assert_eq!(missing, [] as [PathBuf; 0], "run `cargo xtask setup` first");
+}
