@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
+use clap::error::ErrorKind;
 use common::error::Blame;
 
 /// How a program ended, as its exit code. The same for all stages.
@@ -42,7 +43,17 @@ Exit codes: 0 the guest ended well, 1 the guest crashed, 2 bad input or usage,
 /// becomes one line on stderr.
 pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -> ExitCode {
     end_with_our_reader();
-    let ended = program(Args::parse()).unwrap_or_else(|error| {
+    let args = Args::try_parse().unwrap_or_else(|error| {
+        if error.kind() != ErrorKind::ValueValidation {
+            error.exit();
+        }
+        // A number or a size that is none: everything is in the first line, the rest is advice on usage.
+        let text = error.render().to_string();
+        let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        print_error(&anyhow::anyhow!("{line}"));
+        std::process::exit(Ended::BadInput as i32);
+    });
+    let ended = program(args).unwrap_or_else(|error| {
         print_error(&error);
         blamed(&error)
     });

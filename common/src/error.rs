@@ -40,6 +40,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         kvm,
         #[cfg(feature = "stage02")]
         memory,
+        #[cfg(feature = "stage02")]
+        touch,
         #[cfg(feature = "stage03")]
         deadline,
         #[cfg(feature = "stage03")]

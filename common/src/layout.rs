@@ -23,6 +23,7 @@
 //!     0xFEC0_0000 |   IOAPIC                 |
 //!     0xFEE0_0000 |   local APIC             |
 //!     0xFFFB_C000 |   identity map, TSS      |  KVM's own pages on Intel
+//!     0xFFFF_0000 |   BIOS, reset vector     |  RESET_ROM          02: read-only
 //!   0x1_0000_0000 +--------------------------+  MMIO_HOLE_END
 //!                 | the rest of RAM          |
 //!                 +--------------------------+
@@ -111,6 +112,13 @@ pub const KVM_TSS: u64 = 0xFFFB_D000;
 
 /// One page that KVM uses next to it (`KVM_SET_IDENTITY_MAP_ADDR`, KVM API 4.37).
 pub const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
+
+/// The ROM from which a processor takes its first instruction, 16 bytes below 4 GiB (Intel SDM vol. 3,
+/// 10.1.4 "First Instruction Executed"): the last 64 KiB of the hole.
+pub const RESET_ROM: GuestAddress = GuestAddress(0xFFFF_0000);
+
+/// How long it is.
+pub const RESET_ROM_SIZE: usize = 0x1_0000;
 
 /// How `size` bytes of RAM are laid out: below the hole, and what doesn't fit there from 4 GiB up.
 ///

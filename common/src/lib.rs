@@ -3,7 +3,7 @@
 //! | stage | modules |
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`] |
-//! | 02 | [`layout`], [`memory`] |
+//! | 02 | [`layout`], [`memory`], [`touch`] |
 //! | 03 | [`deadline`], [`disasm`], [`mod@file`], [`regs`], [`step`], [`vcpu`] |
 //! | 04 | [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
@@ -41,6 +41,8 @@ pub mod layout;
 mod memory;
 #[cfg(feature = "stage02")]
 pub mod memory;
+#[cfg(feature = "stage02")]
+pub mod touch;
 #[cfg(all(feature = "stage01", not(feature = "stage03")))]
 #[allow(dead_code, reason = "the check-up uses a part of it")]
 mod vcpu;

@@ -53,6 +53,14 @@ pub enum Error {
         /// What was asked for, in bytes.
         found: u64,
     },
+    /// More than there is, even if the host swaps out everything else.
+    #[error("guest memory of {found} bytes: this host has {host}; give a smaller --memory")]
+    MoreThanHost {
+        /// What was asked for, in bytes.
+        found: u64,
+        /// The host's memory and swap space, in bytes.
+        host: u64,
+    },
     /// The host has no such amount of address space or memory to give.
     #[error("the host cannot map {size} bytes of guest memory: {source}; give a smaller --memory")]
     Map {
@@ -108,9 +116,11 @@ pub enum Error {
 impl Blamed for Error {
     fn blame(&self) -> Blame {
         match self {
-            Self::Size { .. } | Self::Map { .. } | Self::TooMuch { .. } | Self::Range { .. } => {
-                Blame::Input
-            }
+            Self::Size { .. }
+            | Self::MoreThanHost { .. }
+            | Self::Map { .. }
+            | Self::TooMuch { .. }
+            | Self::Range { .. } => Blame::Input,
             Self::Kvm(_) | Self::Slot { .. } | Self::NoSlot(_) | Self::Ioctl { .. } => Blame::Host,
         }
     }
@@ -155,6 +165,12 @@ pub struct SlotInfo {
     pub host: u64,
 }
 
+/// The host's memory and swap space in bytes (`sysinfo(2)`).
+fn host_memory() -> u64 {
+    let host = rustix::system::sysinfo();
+    (host.totalram.saturating_add(host.totalswap)).saturating_mul(host.mem_unit.into())
+}
+
 /// A virtual machine: its file descriptor and the memory that its slots point into.
 ///
 /// The two live and die together: KVM keeps only the host *address* of a slot, so if that memory were
@@ -181,10 +197,15 @@ impl Vm {
 
     /// Makes a VM with `size` bytes of RAM laid out by [`layout::ram_ranges`], one memslot a range.
     ///
-    /// `size` must be a multiple of 4 KiB. Nothing is allocated until the guest touches it.
+    /// `size` must be a multiple of 4 KiB. Nothing is allocated until the guest touches it, but it must
+    /// not be more than the host could give then.
     pub fn with_ram(kvm: &Kvm, size: u64) -> Result<Arc<Self>, Error> {
         if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Size { found: size });
+        }
+        let host = host_memory();
+        if size > host {
+            return Err(Error::MoreThanHost { found: size, host });
         }
         let vm = Self::new(kvm)?;
         for (slot, (start, len)) in (0..).zip(layout::ram_ranges(size)) {
