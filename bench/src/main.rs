@@ -4,6 +4,7 @@
 //! picks the place and makes the table. `bench/README.md` explains the rows.
 
 mod exits;
+mod linux;
 mod start;
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ enum Measurement {
     Exits,
     /// From the start of a process to its first KVM_RUN
     Start,
+    /// Stage 08 to Linux's first user-space line, and the monitor's own memory then
+    Linux,
 }
 
 impl Measurement {
@@ -42,6 +45,7 @@ impl Measurement {
     fn stage(self) -> u8 {
         match self {
             Self::Exits | Self::Start => 5,
+            Self::Linux => 8,
         }
     }
 }
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         let rows = match args.measurement {
             Measurement::Exits => exits::rows()?,
             Measurement::Start => start::rows(&args.programs)?,
+            Measurement::Linux => linux::rows(&args.programs)?,
         };
         for row in rows {
             println!("{}", serde_json::to_string(&row)?);

@@ -17,17 +17,28 @@ use crate::{Row, median, micros};
 /// How often each program is started.
 const RUNS: usize = 41;
 
-/// Stage 05, and stage 08 where it is.
+/// Stages 05 and 08, each with a guest that does nothing else.
 pub fn rows(programs: &Path) -> Result<Vec<Row>> {
     let folder = tempfile::tempdir()?;
-    let guest = folder.path().join("first_exit.bin");
-    fs::write(&guest, asm::real::FIRST_EXIT)?;
-    let mmio = programs.join("05_mmio");
-    let mut list = Command::new(&mmio);
-    list.arg("--list");
-    let mut run = Command::new(&mmio);
-    run.arg("--program").arg(&guest);
-    Ok(vec![row("05_mmio", &mut run, &mut list)?])
+    let mut rows = Vec::new();
+    for (program, option, guest) in [
+        ("05_mmio", "--program", asm::real::FIRST_EXIT),
+        ("08_boot_linux", "--kernel", asm::long::FIRST_EXIT),
+    ] {
+        let file = folder.path().join(program);
+        fs::write(&file, guest)?;
+        let (mut run, mut without) = (command(programs, program), command(programs, program));
+        run.arg(option).arg(&file);
+        without.arg("--help");
+        rows.push(row(program, &mut run, &mut without)?);
+    }
+    Ok(rows)
+}
+
+fn command(programs: &Path, program: &str) -> Command {
+    let mut command = Command::new(programs.join(program));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
 }
 
 /// Starts `run`, whose guest speaks first, in turn with `idle`, which speaks without a guest.
@@ -60,7 +71,6 @@ fn row(program: &str, run: &mut Command, idle: &mut Command) -> Result<Row> {
 fn first_byte(command: &mut Command) -> Result<Duration> {
     let name = command.get_program().to_owned();
     let context = || format!("cannot start {}", name.display());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let began = Instant::now();
     let mut child = command.spawn().with_context(context)?;
     let mut stdout = child.stdout.take().expect("it is a pipe");
