@@ -71,11 +71,14 @@ struct Row {
 fn main() -> ExitCode {
     cli::main(|args: Args| {
         let kvm = common::kvm::open()?;
-        // A KVM that can't do a stage would give figures of something else.
-        let verdict = checkup::run_for(&kvm, &asm::checkup(), args.measurement.stage());
-        if !verdict.able {
-            eprintln!("error: this machine's KVM cannot do it: {}", verdict.reason);
-            return Ok(Ended::HostCannot);
+        // A KVM that can't do a stage would give figures of something else. The lab's can.
+        if std::env::var_os(lab::INSIDE).is_none() {
+            let stage = args.measurement.stage();
+            let verdict = checkup::run_for(&kvm, &asm::checkup(), stage);
+            if !verdict.able {
+                eprintln!("error: this KVM cannot do stage {stage}: {}", verdict.reason);
+                return Ok(Ended::HostCannot);
+            }
         }
         let rows = match args.measurement {
             Measurement::Exits => exits::rows()?,

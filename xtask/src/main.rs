@@ -1,5 +1,6 @@
-//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | lab`.
+//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | lab`.
 
+mod bench;
 mod demo;
 mod initramfs;
 mod packages;
@@ -29,6 +30,8 @@ enum Task {
     Demo,
     /// Set up and run every check: format, clippy, docs, unit tests, and the milestones on /dev/kvm
     Test(test::Args),
+    /// Measure what exits, starts, a boot and the lab cost, and print a table or JSON
+    Bench(bench::Args),
     /// Open a shell in the lab, or run one command in it
     Lab {
         /// The command and its arguments; without one, a shell
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         }),
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lab { command } => lab::shell(&command),
     };
     done.unwrap_or_else(|error| {
