@@ -20,8 +20,9 @@ fn main() {
         .args(["build", "--locked", "--release", "--package", "kernel", "--bin", "kernel"])
         .arg("--target-dir")
         .arg(out.join("target"));
-    // The kernel is the same however the outer cargo was called: with flags for the host, as clippy, for
-    // another target or with a runner. It takes its settings from `kernel/.cargo/config.toml` alone.
+    // The kernel is the same however the outer cargo was called: with flags for the host, as
+    // clippy, for another target or with a runner. It takes its settings from
+    // `kernel/.cargo/config.toml` alone.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         let foreign = text.starts_with("CARGO_") && text != "CARGO_HOME"

@@ -6,7 +6,8 @@ org 0x1000
 %include "modes.inc"
 %include "long.inc"
 
-; What the handler saw of each: vector, error code, RIP, CR2, 64 bits wide; before the first, their number.
+; What the handler saw of each: vector, error code, RIP, CR2, 64 bits wide; before the first, their
+; number.
 COUNT       equ RECORDS
 FIRST       equ RECORDS + 32
 RECORD_SIZE equ 32
@@ -63,8 +64,8 @@ UNMAPPED    equ 0x4000000000
     SAY "all six caught, and still running", 13, 10
     END 0
 
-; The processor does not say which vector it came by, hence an entry for each; and it pushes an error code
-; for some exceptions, hence a zero for the others.
+; The processor does not say which vector it came by, hence an entry for each; and it pushes an error
+; code for some exceptions, hence a zero for the others.
 %macro ENTRY 4                  ; label, vector, whether there is an error code, name
 %1:
 %if %3 == 0

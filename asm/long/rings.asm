@@ -6,8 +6,8 @@ org 0x1000
 %include "modes.inc"
 %include "long.inc"
 
-; What was seen, 64 bits each: CS in ring 0 on each entry and, where the processor tells, the CS that it came
-; from; and the error code and RIP of the general protection fault at the end.
+; What was seen, 64 bits each: CS in ring 0 on each entry and, where the processor tells, the CS that it
+; came from; and the error code and RIP of the general protection fault at the end.
 SYSCALL_CS  equ RECORDS
 SYSCALL_RIP equ RECORDS + 8
 INT_CS      equ RECORDS + 16

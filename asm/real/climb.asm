@@ -47,7 +47,8 @@ start:
     SAY "real mode: 16 bits, segment times 16 plus offset, no protection", 13, 10
     RECORD_MODE 0
 
-    ; Protected mode: segments come from a table from here on. The far jump loads CS from it. (SDM vol. 3,
+    ; Protected mode: segments come from a table from here on. The far jump loads CS from it. (SDM vol.
+    ; 3,
     ; 11.9.1. A PC would have to open the A20 gate first; here it always is.)
     lgdt [gdt_pointer]
     mov eax, cr0
@@ -87,8 +88,8 @@ protected:
     RECORD_MODE 2
 
     ; PAE: entries of 8 bytes reach beyond 4 GiB of physical memory, so a table holds only 512, and a
-    ; table of four is put above. Paging goes off in between; this code is mapped to itself, so it does not
-    ; notice.
+    ; table of four is put above. Paging goes off in between; this code is mapped to itself, so it does
+    ; not notice.
     mov eax, cr0
     and eax, ~CR0_PG
     mov cr0, eax

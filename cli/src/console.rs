@@ -1,8 +1,9 @@
 //! The console of stages 06 to 08: a person's terminal, or a pipe, becomes the guest's.
 //!
 //! On a terminal the keys go to the guest one by one, Ctrl-C included, and `Ctrl-A` followed by a
-//! letter talks to the program instead. What is piped in is typed into the guest as fast as it reads,
-//! and followed by Ctrl-D, which ends a shell. The terminal's modes are restored whatever happens.
+//! letter talks to the program instead. What is piped in is typed into the guest as fast as it
+//! reads, and followed by Ctrl-D, which ends a shell. The terminal's modes are restored whatever
+//! happens.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
@@ -61,7 +62,8 @@ impl Console {
     /// Takes over stdin and stdout. If stdin is a terminal, it is in raw mode from here on until
     /// this is dropped. `stop` ends the machine when somebody leaves.
     pub fn open(flags: &Flags, stop: Stop) -> io::Result<Self> {
-        // Where stdout is closed, a write shall fail, not kill us with the terminal still in raw mode.
+        // Where stdout is closed, a write shall fail, not kill us with the terminal still in raw
+        // mode.
         signal_hook::flag::register(SIGPIPE, Arc::default())?;
         let leave = stop.clone();
         let screen = Screen::new(io::stdout(), flags.exit_when.as_deref(), move || {
@@ -90,8 +92,8 @@ impl Console {
         spawn("stdin", move || if raw { read_keys(&sender, &stop) } else { read_pipe(&sender) })
     }
 
-    /// Prints what the guest has left, gives the terminal back, and says how a machine ended that did
-    /// not end well.
+    /// Prints what the guest has left, gives the terminal back, and says how a machine ended that
+    /// did not end well.
     pub fn finish(self, ending: &Ending) -> Ended {
         if !matches!(ending, Ending::Left | Ending::TimedOut) {
             self.screen.drain(None);
@@ -176,8 +178,9 @@ fn say(text: &str) {
 /// How often Ctrl-D is typed at the end of a pipe.
 const END_EVERY: Duration = Duration::from_millis(500);
 
-/// Reads a pipe or a file until its end, and types Ctrl-D then, again and again: a guest that is still
-/// starting forgets the first one, and a program which reads until the end takes one for itself.
+/// Reads a pipe or a file until its end, and types Ctrl-D then, again and again: a guest that is
+/// still starting forgets the first one, and a program which reads until the end takes one for
+/// itself.
 fn read_pipe(guest: &SyncSender<Vec<u8>>) {
     let mut buffer = [0; 4096];
     loop {

@@ -1,7 +1,8 @@
 //! Introduced by stage 06: the debug-exit port as a device, with which a guest ends its machine.
 //!
-//! QEMU has it as `isa-debug-exit`, and it's at the same port. Stages 04 and 05 have it as an arm of
-//! their `match`; now that the loop is in [`crate::run`], it becomes a [`Device`] that asks for the end.
+//! QEMU has it as `isa-debug-exit`, and it's at the same port. Stages 04 and 05 have it as an arm
+//! of their `match`; now that the loop is in [`crate::run`], it becomes a [`Device`] that asks for
+//! the end.
 
 use crate::bus::Device;
 use crate::run::{Ending, Stop};

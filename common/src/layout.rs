@@ -6,7 +6,9 @@
 //!                 | real-mode IVT, BDA       |
 //!          0x500  | GDT                      |  BOOT_GDT          06, 08: long mode
 //!         0x1000  | flat guests of 03 to 05  |  PROGRAM
-//!         0x7000  | boot_params              |  BOOT_PARAMS       08: Linux
+//!         0x6000  | what a guest recorded    |  RECORDS           06: the climb and its like
+//!         0x7000  | boot info, boot_params   |  BOOT_INFO         06: the Rust kernel
+//!                 |                          |  BOOT_PARAMS       08: Linux
 //!         0x7C00  | boot sector              |  BOOT_SECTOR       07: what a BIOS loads
 //!         0x9000  | page tables              |  BOOT_PAGE_TABLES  06, 08: long mode
 //!        0x2_0000 | kernel command line      |  CMDLINE           08: Linux
@@ -46,6 +48,12 @@ pub const BOOT_GDT: GuestAddress = GuestAddress(0x500);
 
 /// The page tables with which a 64-bit guest starts: 6 pages.
 pub const BOOT_PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
+
+/// Where the assembly guests of stage 06 leave what they saw, for the host to read.
+pub const RECORDS: GuestAddress = GuestAddress(0x6000);
+
+/// What the Rust kernel of stage 06 is told about its machine, with the memory map behind it.
+pub const BOOT_INFO: GuestAddress = GuestAddress(0x7000);
 
 /// The page of parameters that a boot loader fills for Linux: `struct boot_params`, the "zero page".
 pub const BOOT_PARAMS: GuestAddress = GuestAddress(0x7000);

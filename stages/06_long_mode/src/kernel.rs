@@ -1,21 +1,20 @@
-//! The Rust kernel's loader: its segments, and the boot info that it gets in RDI. The contract stands in
-//! `guests/kernel/abi/src/boot.rs`.
+//! The Rust kernel's loader: its segments, and the boot info that it gets in RDI. The contract
+//! stands in `guests/kernel/abi/src/boot.rs`.
 
 use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use common::layout::{BOOT_INFO, PROGRAM};
 use common::memory::Ram;
 use common::{e820, elf, file};
 use guests::boot::{BootInfo, E820Entry, KERNEL_LIMIT, KERNEL_START, MAGIC};
 use vm_memory::{Bytes, GuestAddress};
 
-/// Where the boot info goes, and behind it the memory map: where nothing else of this stage is.
-const BOOT_INFO: GuestAddress = GuestAddress(0x7000);
-
-/// Where the climb (`asm/real/climb.asm`) looks for the entry point of a kernel and for its boot info.
-pub const CLIMB_ENTRY: GuestAddress = GuestAddress(0x1008);
-pub const CLIMB_BOOT_INFO: GuestAddress = GuestAddress(0x1010);
+/// Where the climb (`asm/real/climb.asm`) looks for the entry point of a kernel and for its boot
+/// info.
+pub const CLIMB_ENTRY: GuestAddress = GuestAddress(PROGRAM.0 + 8);
+pub const CLIMB_BOOT_INFO: GuestAddress = GuestAddress(PROGRAM.0 + 16);
 
 /// Copies the kernel, the built-in one or that in a file, to where it was linked. Returns its entry
 /// point.

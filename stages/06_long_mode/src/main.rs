@@ -1,8 +1,8 @@
-//! Stage 06: 64-bit long mode, by the guest's own climb or put there by the host; interrupts, ring 3, and
-//! a small Rust kernel.
+//! Stage 06: 64-bit long mode, by the guest's own climb or put there by the host; interrupts, ring
+//! 3, and a small Rust kernel.
 //!
-//! From this stage on the loop around `KVM_RUN` lives in [`common::run`]. Read `machine` from top to bottom: it
-//! is what gets plugged into that loop.
+//! From this stage on the loop around `KVM_RUN` lives in [`common::run`]. Read `machine` from top
+//! to bottom: it is what gets plugged into that loop.
 
 mod kernel;
 mod records;
@@ -93,12 +93,14 @@ fn machine(args: Args) -> Result<Ended> {
         bail!("--memory: these guests need at least {} MiB", LEAST_MEMORY >> 20);
     }
 
-    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
+    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes
+    // milliseconds.
     let kvm = kvm::open()?;
     let vm = Vm::with_ram(&kvm, args.memory)?;
     let ram = vm.ram();
 
-    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from them.
+    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from
+    // them.
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
     let vcpu = Vcpu::new(&vm, 0)?;

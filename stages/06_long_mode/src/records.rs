@@ -3,11 +3,10 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use common::layout::RECORDS;
 use common::memory::Ram;
 use common::regs::{Bits, CR0, CR4, EFER};
 use vm_memory::{Bytes, GuestAddress};
-
-const RECORDS: GuestAddress = GuestAddress(0x6000);
 
 const STOPS: [&str; 5] =
     ["real mode", "protected mode", "32-bit paging", "PAE paging", "long mode"];

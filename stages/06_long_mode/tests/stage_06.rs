@@ -1,5 +1,5 @@
-//! Milestone 6: a guest climbs to long mode, takes exceptions and interrupts, enters ring 3, and a Rust kernel
-//! runs a shell there.
+//! Milestone 6: a guest climbs to long mode, takes exceptions and interrupts, enters ring 3, and a
+//! Rust kernel runs a shell there.
 
 use std::fs;
 use std::io::{self, Cursor, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::bus::{Bus, shared};
 use common::deadline::Deadline;
 use common::irqfd::{self, Irqfd};
-use common::layout::PROGRAM;
+use common::layout::{BOOT_INFO, PROGRAM, RECORDS};
 use common::memory::{Ram, Vm};
 use common::regs::{Mode, Registers};
 use common::uart::{self, Uart};
@@ -55,7 +55,8 @@ impl Write for Paper {
     }
 }
 
-/// The machine of stage 06 with its loop in the test's hands, so that its registers can be read at the end.
+/// The machine of stage 06 with its loop in the test's hands, so that its registers can be read at
+/// the end.
 struct Machine {
     vcpu: Vcpu,
     ram: Ram,
@@ -101,21 +102,21 @@ impl Machine {
         let machine = Self::new();
         let allowed = KERNEL_START..KERNEL_LIMIT;
         let image = elf::load(&machine.ram, &mut Cursor::new(guests::KERNEL), allowed).unwrap();
-        let at = 0x7000;
+        let at = BOOT_INFO.0;
         let e820 = at + size_of::<BootInfo>() as u64;
         let info = BootInfo { magic, e820, e820_count: map.len() as u32, loader: 0 };
         let mut bytes = info.to_bytes().to_vec();
         for &(base, length, kind) in map {
             bytes.extend(E820Entry { base, length, kind, attributes: 0 }.to_bytes());
         }
-        machine.ram.write_slice(&bytes, GuestAddress(at)).unwrap();
+        machine.ram.write_slice(&bytes, BOOT_INFO).unwrap();
         let regs = kvm_regs { rip: image.entry.0, rdi: at, ..Default::default() };
         long_mode::enter(&machine.vcpu, &machine.ram, regs).unwrap();
         machine
     }
 
-    /// Runs until the guest writes its exit code, which is returned. Nothing else may end it: no HLT, no
-    /// triple fault.
+    /// Runs until the guest writes its exit code, which is returned. Nothing else may end it: no
+    /// HLT, no triple fault.
     fn run(&mut self) -> u8 {
         self.run_until(None).unwrap()
     }
@@ -163,7 +164,7 @@ impl Machine {
 
     /// What `RECORD_MODE` left: CR0, CR3, CR4, EFER, CS.
     fn record(&self, index: u64) -> [u32; 5] {
-        self.ram.read_obj(GuestAddress(0x6000 + index * 20)).unwrap()
+        self.ram.read_obj(GuestAddress(RECORDS.0 + index * 20)).unwrap()
     }
 }
 
@@ -238,9 +239,9 @@ fn the_host_enters_the_state_in_which_the_climb_ends() {
 fn exceptions_are_caught_with_what_the_processor_says_of_them() {
     let mut machine = Machine::long_mode(asm::long::EXCEPTIONS);
     assert_eq!(machine.run(), 0);
-    assert_eq!(machine.long(0x6000), 6);
+    assert_eq!(machine.long(RECORDS.0), 6);
     let records: Vec<[u64; 4]> = (1..=6)
-        .map(|index| machine.ram.read_obj(GuestAddress(0x6000 + index * 32)).unwrap())
+        .map(|index| machine.ram.read_obj(GuestAddress(RECORDS.0 + index * 32)).unwrap())
         .collect();
     let vectors: Vec<_> = records.iter().map(|record| record[0]).collect();
     assert_eq!(vectors, [0, 3, 6, 13, 14, 8]);
@@ -266,7 +267,7 @@ fn the_timer_interrupts_through_the_controllers_in_kvm() {
     let start = Instant::now();
     // Panics if HLT exits.
     assert_eq!(machine.run(), 0);
-    assert_eq!(machine.long(0x6000), 10);
+    assert_eq!(machine.long(RECORDS.0), 10);
     assert!(start.elapsed() >= Duration::from_millis(90), "nine whole periods of 10 ms");
 
     let fd = machine.vcpu.vm().fd();
@@ -285,7 +286,7 @@ fn ring_3_is_entered_and_left_by_syscall_by_int_and_by_a_fault() {
     let mut machine = Machine::long_mode(asm::long::RINGS);
     assert_eq!(machine.run(), 0);
     let [syscall_cs, syscall_rip, int_cs, int_from, fault_code, fault_rip, fault_from]: [u64; 7] =
-        machine.ram.read_obj(GuestAddress(0x6000)).unwrap();
+        machine.ram.read_obj(RECORDS).unwrap();
     let (kernel, user) = (0x08, 0x23);
     assert_eq!(machine.long(0x20_1000), user, "what the program read, and wrote itself");
     assert_eq!((syscall_cs, int_cs), (kernel, kernel));

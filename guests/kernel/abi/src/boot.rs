@@ -12,8 +12,8 @@
 //!    to themselves; `CS` a 64-bit ring-0 code segment (any selector); interrupts off (`RFLAGS.IF`
 //!    = 0); **`RDI` = address of the [`BootInfo`]**.
 //!
-//! `RSP`, the other segments and registers, GDT, IDT and the PICs may hold anything: the kernel sets up
-//! its own. It ends the machine by writing one byte to [`DEBUG_EXIT_PORT`].
+//! `RSP`, the other segments and registers, GDT, IDT and the PICs may hold anything: the kernel
+//! sets up its own. It ends the machine by writing one byte to [`DEBUG_EXIT_PORT`].
 
 use core::mem::{offset_of, size_of};
 
@@ -60,8 +60,8 @@ pub mod loader {
     pub const DISK: u32 = 3;
 }
 
-/// One range of guest-physical memory, in the form that `INT 15h, EAX=E820h` returns (ACPI 6.5, 15.1),
-/// 24 bytes with the extended attributes.
+/// One range of guest-physical memory, in the form that `INT 15h, EAX=E820h` returns (ACPI 6.5,
+/// 15.1), 24 bytes with the extended attributes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct E820Entry {

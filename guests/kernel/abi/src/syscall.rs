@@ -1,7 +1,7 @@
 //! The system calls: number in `RAX`, arguments in `RDI` and `RSI`, result in `RAX`.
 //!
-//! Two ways lead in and mean the same: the `syscall` instruction, which also overwrites `RCX` and `R11`,
-//! and `int 0x80`. A result of [`ERROR`] or more (as an unsigned number) is an error.
+//! Two ways lead in and mean the same: the `syscall` instruction, which also overwrites `RCX` and
+//! `R11`, and `int 0x80`. A result of [`ERROR`] or more (as an unsigned number) is an error.
 
 /// What a user program may ask of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ pub unsafe fn out(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
 }
 
-/// `rep outsb`: all of `bytes` to one port. Under KVM this is one exit, not one a byte.
+/// `rep outsb`: all of `bytes` to one port.
 ///
 /// # Safety
 /// As for [`out`].

@@ -1,4 +1,5 @@
-//! Reading an ELF64 executable: which bytes go where, with which rights. (ELF-64 Object File Format 1.5.)
+//! Reading an ELF64 executable: which bytes go where, with which rights. (ELF-64 Object File Format
+//! 1.5.)
 
 /// One `PT_LOAD` segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Segments, and the stacks that the CPU switches to by itself.
 //!
-//! Long mode hardly uses segmentation: base and limit of code and data are ignored. What is left
-//! is the privilege level, and the TSS with its stack pointers. (SDM vol. 3, 3.2.4, 3.4.5, 8.7; APM vol. 2,
+//! Long mode hardly uses segmentation: base and limit of code and data are ignored. What is left is
+//! the privilege level, and the TSS with its stack pointers. (SDM vol. 3, 3.2.4, 3.4.5, 8.7; APM
+//! vol. 2,
 //! 4.8, 12.2.5.)
 
 use core::arch::asm;
@@ -18,17 +19,17 @@ const TSS: u16 = 0x28;
 
 /// Interrupt stack table entries, 1 to 7; 0 in a gate means "no switch inside ring 0".
 ///
-/// The `core` library uses the *red zone*: System V code may keep data in the 128 bytes below RSP without
-/// moving RSP. An interrupt that arrives in ring 0 without a stack switch would push its frame right
-/// over them. So whatever can interrupt the kernel gets an IST stack, and each kind has one of
-/// its own, for the CPU starts at its top every time: an exception in an interrupt handler must
-/// not land on that handler's frame, nor a double fault on the exception's.
+/// The `core` library uses the *red zone*: System V code may keep data in the 128 bytes below RSP
+/// without moving RSP. An interrupt that arrives in ring 0 without a stack switch would push its
+/// frame right over them. So whatever can interrupt the kernel gets an IST stack, and each kind has
+/// one of its own, for the CPU starts at its top every time: an exception in an interrupt handler
+/// must not land on that handler's frame, nor a double fault on the exception's.
 pub const IST_INTERRUPT: u8 = 1;
 pub const IST_EXCEPTION: u8 = 2;
 pub const IST_LAST_RESORT: u8 = 3;
 
-/// A stack whose lowest page is its guard: the kernel's page tables leave it out, so that an overflow is a
-/// double fault with a report instead of silent damage.
+/// A stack whose lowest page is its guard: the kernel's page tables leave it out, so that an
+/// overflow is a double fault with a report instead of silent damage.
 #[repr(C, align(4096))]
 pub struct Stack<const SIZE: usize> {
     guard: [u8; 4096],
@@ -114,8 +115,8 @@ pub fn init() {
     let base = tss as u64;
     let limit = size_of::<TaskState>() as u64 - 1;
     let descriptor = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
-    // SAFETY: nothing uses the GDT yet; from here on it stays as it is. The far return reloads CS, which
-    // no `mov` can.
+    // SAFETY: nothing uses the GDT yet; from here on it stays as it is. The far return reloads CS,
+    // which no `mov` can.
     unsafe {
         let gdt = &raw mut GDT;
         (*gdt)[5] = descriptor;
@@ -146,7 +147,8 @@ pub fn init() {
 
 /// Sets the stack on which the kernel starts when ring 3 calls (RSP0, and `syscall`'s).
 pub fn set_kernel_stack(top: u64) {
-    // SAFETY: the kernel runs on another stack pointer now; the CPU reads RSP0 only on the way out of ring 3.
+    // SAFETY: the kernel runs on another stack pointer now; the CPU reads RSP0 only on the way out
+    // of ring 3.
     unsafe { (*TASK_STATE.0.get()).rsp[0] = top }
 }
 

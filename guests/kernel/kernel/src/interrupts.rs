@@ -42,8 +42,8 @@ impl Gate {
         reserved: 0,
     };
 
-    /// An interrupt gate: it turns interrupts off on the way in. `ring` is the least privileged one that
-    /// may come here by `int`; for hardware it does not matter.
+    /// An interrupt gate: it turns interrupts off on the way in. `ring` is the least privileged one
+    /// that may come here by `int`; for hardware it does not matter.
     fn new(handler: u64, ist: u8, ring: u8) -> Self {
         Self {
             offset_low: handler as u16,
@@ -70,12 +70,14 @@ pub fn init() {
             0..32 => IST_EXCEPTION,
             _ => IST_INTERRUPT,
         };
-        // Ring 3 may raise a breakpoint on purpose, nothing else: `int 14` is a #GP, not a page fault.
+        // Ring 3 may raise a breakpoint on purpose, nothing else: `int 14` is a #GP, not a page
+        // fault.
         let ring = if vector == usize::from(BREAKPOINT) { 3 } else { 0 };
         *gate = Gate::new(stub, ist, ring);
     }
-    // The system call gate needs no IST stack: only ring 3 comes through it, and then the CPU switches to
-    // RSP0. It must not have one either, for a call may sleep, and another program's call would land on it.
+    // The system call gate needs no IST stack: only ring 3 comes through it, and then the CPU
+    // switches to RSP0. It must not have one either, for a call may sleep, and another program's
+    // call would land on it.
     gates[usize::from(VECTOR)] = Gate::new(int_80_stub as *const () as u64, 0, 3);
     // SAFETY: nothing uses the IDT yet; from here on it stays as it is.
     unsafe {

@@ -3,8 +3,8 @@
 
 use crate::cpu::{input, out};
 
-/// Vector of line 0. The reset value, 8, collides with the CPU's exceptions: a timer tick would look like a
-/// double fault.
+/// Vector of line 0. The reset value, 8, collides with the CPU's exceptions: a timer tick would
+/// look like a double fault.
 pub const FIRST_VECTOR: u8 = 32;
 
 pub const TIMER: u8 = 0;

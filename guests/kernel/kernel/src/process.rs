@@ -1,7 +1,7 @@
 //! Programs: loading one, running it in ring 3, and the ways it ends.
 //!
-//! There is no scheduler. A program that runs another one waits for it, so the programs form a stack, and
-//! [`run`] is a function that returns when the program is over, however that came about.
+//! There is no scheduler. A program that runs another one waits for it, so the programs form a
+//! stack, and [`run`] is a function that returns when the program is over, however that came about.
 
 use core::fmt;
 
@@ -166,7 +166,8 @@ pub fn end(outcome: Outcome) -> ! {
     unsafe { stubs::leave(outcome.status()) }
 }
 
-/// Ends the running program if Ctrl-C was typed. The first one, the shell, reads Ctrl-C like any other key.
+/// Ends the running program if Ctrl-C was typed. The first one, the shell, reads Ctrl-C like any
+/// other key.
 pub fn check_interrupt() {
     let may_be_ended = CURRENT.borrow().as_ref().is_some_and(|process| process.depth > 0);
     if may_be_ended && serial::take_interrupt() {

@@ -40,9 +40,9 @@ pub fn init() {
     }
 }
 
-/// From now on received bytes interrupt. Comes after [`crate::pic::init`]: the PIC looks for edges, and forgets
-/// those from before its initialization, so a byte that came too early would hold the line up for ever
-/// without anybody noticing.
+/// From now on received bytes interrupt. Comes after [`crate::pic::init`]: the PIC looks for edges,
+/// and forgets those from before its initialization, so a byte that came too early would hold the
+/// line up for ever without anybody noticing.
 pub fn listen() {
     // SAFETY: as in `init`.
     unsafe { out(IER, 0x01) }
@@ -67,8 +67,8 @@ pub fn write(bytes: &[u8]) {
     transmit(&chunk[..length]);
 }
 
-/// Hands the transmitter up to [`FIFO_SIZE`] bytes. It is asked once whether it is empty, not for each
-/// byte, and gets the bytes by one instruction: in a virtual machine, each access to a port is an exit.
+/// Hands the transmitter up to [`FIFO_SIZE`] bytes. It is asked once whether it is empty, not for
+/// each byte: in a virtual machine every access to a port is an exit.
 fn transmit(bytes: &[u8]) {
     if bytes.is_empty() {
         return;

@@ -3,8 +3,8 @@
 use core::cell::{RefCell, RefMut};
 
 /// A global that one CPU uses. Ring 0 runs with interrupts off except inside
-/// [`crate::cpu::wait_for_interrupt`], so an interrupt handler never meets a half-done change, as long as
-/// nobody sleeps with a borrow in hand; who does is caught by the `RefCell`.
+/// [`crate::cpu::wait_for_interrupt`], so an interrupt handler never meets a half-done change, as
+/// long as nobody sleeps with a borrow in hand; who does is caught by the `RefCell`.
 pub struct Single<T>(RefCell<T>);
 
 // SAFETY: there is one CPU, and no preemption inside the kernel (see above).

@@ -108,8 +108,8 @@ global_asm!(
     "add rsp, 16",
     ".endm",
     "",
-    // The CPU does not say which vector it came through, hence one stub a vector. Exceptions 8, 10 to
-    // 14, 17, 21, 29 and 30 come with an error code.
+    // The CPU does not say which vector it came through, hence one stub a vector. Exceptions 8, 10
+    // to 14, 17, 21, 29 and 30 come with an error code.
     ".balign 16",
     "interrupt_stubs:",
     ".set vector, 0",
@@ -135,9 +135,9 @@ global_asm!(
     "iretq",
     "",
     // A call by `syscall`: faster, for the CPU does less. RIP went to RCX, RFLAGS to R11, and RSP
-    // is still the program's: nothing may be pushed yet. This builds the frame that `int 0x80` gets for
-    // free. Interrupts are off (SFMASK), and what can't be turned off has an IST stack.
-    // (SDM vol. 2, SYSCALL; APM vol. 2, 6.1.1.)
+    // is still the program's: nothing may be pushed yet. This builds the frame that `int 0x80` gets
+    // for free. Interrupts are off (SFMASK), and what can't be turned off has an IST stack. (SDM
+    // vol. 2, SYSCALL; APM vol. 2, 6.1.1.)
     "syscall_stub:",
     "mov [rip + user_rsp], rsp",
     "mov rsp, [rip + {tss} + {rsp0}]",
@@ -150,8 +150,9 @@ global_asm!(
     "push 0x80",
     "call_with_frame {call}",
     "mov rsp, [rsp + 24]",
-    // RCX is an address below 2 GiB here. An Intel CPU that is told to return to a non-canonical one
-    // raises #GP in ring 0 on the program's stack: the flaw in many kernels known as CVE-2012-0217.
+    // RCX is an address below 2 GiB here. An Intel CPU that is told to return to a non-canonical
+    // one raises #GP in ring 0 on the program's stack: the flaw in many kernels known as
+    // CVE-2012-0217.
     "sysretq",
     "",
     ".pushsection .bss",
@@ -167,8 +168,8 @@ global_asm!(
     user_code = const USER_CODE,
 );
 
-/// FXRSTOR's image of a fresh FPU: x87 control word 37Fh, MXCSR 1F80h (all exceptions masked), all registers
-/// zero, so that no program sees what another one or the kernel left in them.
+/// FXRSTOR's image of a fresh FPU: x87 control word 37Fh, MXCSR 1F80h (all exceptions masked), all
+/// registers zero, so that no program sees what another one or the kernel left in them.
 #[repr(C, align(16))]
 struct FreshFpu([u32; 128]);
 
@@ -179,12 +180,12 @@ static FRESH_FPU: FreshFpu = {
     FreshFpu(image)
 };
 
-/// Enters ring 3 at `rip` with stack pointer `rsp` and two arguments in RDI and RSI. Returns, with the value
-/// given to it, when [`leave`] is called.
+/// Enters ring 3 at `rip` with stack pointer `rsp` and two arguments in RDI and RSI. Returns, with
+/// the value given to it, when [`leave`] is called.
 ///
-/// What must survive is pushed, and the stack pointer is left where the next entry from ring 3 takes
-/// it, in RSP0: system calls and interrupts stack up right below, and `leave` finds its way back.
-/// A program is a function call that takes its time.
+/// What must survive is pushed, and the stack pointer is left where the next entry from ring 3
+/// takes it, in RSP0: system calls and interrupts stack up right below, and `leave` finds its way
+/// back. A program is a function call that takes its time.
 ///
 /// # Safety
 /// The page tables in force must map the user program, and RSP0 must be restored afterwards.

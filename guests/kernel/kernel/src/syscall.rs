@@ -16,12 +16,12 @@ const SFMASK: u32 = 0xc000_0084;
 /// EFER: the `syscall` instruction exists.
 const EFER_SCE: u64 = 1 << 0;
 
-/// RFLAGS that `syscall` clears on the way in: AC, NT, IOPL, DF, IF, TF. A program must not be able to bring
-/// the kernel its single-stepping or its backward string instructions.
+/// RFLAGS that `syscall` clears on the way in: AC, NT, IOPL, DF, IF, TF. A program must not be able
+/// to bring the kernel its single-stepping or its backward string instructions.
 const FLAGS_TO_CLEAR: u64 = 0x4_7700;
 
-/// STAR holds two bases: `syscall` takes CS and SS from the first (+0, +8), `sysretq` from the second
-/// (CS +16, SS +8).
+/// STAR holds two bases: `syscall` takes CS and SS from the first (+0, +8), `sysretq` from the
+/// second (CS +16, SS +8).
 const USER_BASE: u16 = USER_DATA - 8;
 const _: () = assert!(KERNEL_DATA == KERNEL_CODE + 8 && USER_CODE == USER_BASE + 16);
 

@@ -1,7 +1,8 @@
 //! `memcpy` and its siblings. The compiler calls them for copies and comparisons that it does not
 //! write out, and for this target expects the C library to have them.
 //!
-//! In assembly, for a loop in Rust may be recognized as a `memcpy` and compiled into a call of itself.
+//! In assembly, for a loop in Rust may be recognized as a `memcpy` and compiled into a call of
+//! itself.
 
 #![no_std]
 
@@ -28,8 +29,8 @@ pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
     if (to as usize).wrapping_sub(from as usize) >= length {
-        // `to` is below `from` or behind its end: forwards, nothing is overwritten before it is read.
-        // SAFETY: the caller's promise.
+        // `to` is below `from` or behind its end: forwards, nothing is overwritten before it is
+        // read. SAFETY: the caller's promise.
         return unsafe { memcpy(to, from, length) };
     }
     // SAFETY: the caller's promise. `length` is not 0 here, so the last bytes exist.

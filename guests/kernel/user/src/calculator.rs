@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// How deep parentheses, signs and powers may nest: the parser calls itself, and its stack is small.
+/// How deep parentheses, signs and powers may nest: the parser calls itself, and its stack is
+/// small.
 const MAX_DEPTH: u32 = 64;
 
 /// Why an expression has no value.

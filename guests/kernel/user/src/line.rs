@@ -16,8 +16,8 @@ pub enum Event {
     End,
 }
 
-/// How much of an escape sequence (an arrow key, say) has been seen. None has a meaning here, so they
-/// are swallowed.
+/// How much of an escape sequence (an arrow key, say) has been seen. None has a meaning here, so
+/// they are swallowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Escape {
     None,

@@ -8,8 +8,8 @@ use kernel_abi::boot::E820Entry;
 use kernel_abi::syscall::{ERROR, Syscall, status};
 use user::line::{Event, Line};
 
-/// Where the kernel enters: RDI is the address, RSI the length of the command line. The stack is aligned
-/// as before a `call`, so this calls.
+/// Where the kernel enters: RDI is the address, RSI the length of the command line. The stack is
+/// aligned as before a `call`, so this calls.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 extern "sysv64" fn _start() -> ! {
@@ -115,8 +115,8 @@ pub fn frames() -> (u32, u32) {
     (frames as u32, (frames >> 32) as u32)
 }
 
-/// Prompts for a line and lets it be edited. `None` at the end of the input (Ctrl-D); a line given up by
-/// Ctrl-C is empty.
+/// Prompts for a line and lets it be edited. `None` at the end of the input (Ctrl-D); a line given
+/// up by Ctrl-C is empty.
 pub fn read_line<'a>(line: &'a mut Line, prompt: &str) -> Option<&'a str> {
     print!("{prompt}");
     line.clear();

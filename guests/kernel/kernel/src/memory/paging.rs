@@ -9,10 +9,11 @@
 //! 0x8000_0000  nothing
 //! ```
 //!
-//! An address is cut into four indices of nine bits and a page offset. All of the above lies below 512 GiB,
-//! in entry 0 of the top table (PML4), and then in entries 0 (kernel) and 1 (program) of the next one
-//! (PDPT). The first of these is the same table in all address spaces, so a system call or an interrupt
-//! needs no switch; the missing USER bit in it keeps ring 3 out of everything below.
+//! An address is cut into four indices of nine bits and a page offset. All of the above lies below
+//! 512 GiB, in entry 0 of the top table (PML4), and then in entries 0 (kernel) and 1 (program) of
+//! the next one (PDPT). The first of these is the same table in all address spaces, so a system
+//! call or an interrupt needs no switch; the missing USER bit in it keeps ring 3 out of everything
+//! below.
 
 use kernel::frame::FRAME_SIZE;
 use kernel_abi::boot::{KERNEL_LIMIT, KERNEL_START};
@@ -73,8 +74,8 @@ pub fn init() {
         let [one, two, three] = gdt::stack_guards();
         [entry::stack_guard(), one, two, three]
     };
-    // SAFETY: these tables are not in force yet, and this is the only code that knows them. The new ones map the kernel
-    // where it is now.
+    // SAFETY: these tables are not in force yet, and this is the only code that knows them. The new
+    // ones map the kernel where it is now.
     unsafe {
         TOP.0[0] = (&raw const POINTERS) as u64 | PRESENT | WRITE | USER;
         POINTERS.0[0] = (&raw const DIRECTORY) as u64 | PRESENT | WRITE;
@@ -103,8 +104,8 @@ pub fn init() {
     }
 }
 
-/// What else this CPU has against a kernel that is tricked: ring 0 may not execute (SMEP) nor read or write
-/// (SMAP) a program's pages, ring 3 may not ask where the tables are (UMIP).
+/// What else this CPU has against a kernel that is tricked: ring 0 may not execute (SMEP) nor read
+/// or write (SMAP) a program's pages, ring 3 may not ask where the tables are (UMIP).
 fn protections() -> u64 {
     let (ebx, ecx) = cpu::cpuid_7();
     let bit = |register: u32, number: u32, flag| if register >> number & 1 == 1 { flag } else { 0 };
@@ -186,7 +187,8 @@ impl AddressSpace {
     pub fn load(&mut self, address: u64, bytes: &[u8]) -> Result<(), BadAddress> {
         self.pieces(address, bytes.len(), false, |physical, range| {
             let bytes = &bytes[range];
-            // SAFETY: `physical` is in a frame of this program, which the kernel sees at its own address.
+            // SAFETY: `physical` is in a frame of this program, which the kernel sees at its own
+            // address.
             unsafe {
                 (physical as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             }
@@ -210,9 +212,9 @@ impl AddressSpace {
         })
     }
 
-    /// Walks `address..address + length` page by page: the physical address of each piece, and which part
-    /// of the bytes it is. This walk, and not the CPU's, decides what a system call may touch, so a bad
-    /// pointer is an error code and no page fault in the kernel.
+    /// Walks `address..address + length` page by page: the physical address of each piece, and
+    /// which part of the bytes it is. This walk, and not the CPU's, decides what a system call may
+    /// touch, so a bad pointer is an error code and no page fault in the kernel.
     fn pieces(
         &self,
         address: u64,
@@ -253,8 +255,8 @@ impl AddressSpace {
 impl Drop for AddressSpace {
     fn drop(&mut self) {
         debug_assert_ne!(cpu::cr3() & ADDRESS, self.top);
-        // SAFETY: these are tables of this address space, and nobody uses it any more. The kernel's half (entry 0 of
-        // the second level) is not ours to give back.
+        // SAFETY: these are tables of this address space, and nobody uses it any more. The kernel's
+        // half (entry 0 of the second level) is not ours to give back.
         unsafe {
             let pointers = table(self.top)[0] & ADDRESS;
             for directory in present(&table(pointers)[1..]) {
