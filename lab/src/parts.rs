@@ -90,8 +90,6 @@ pub fn initramfs(kernel: &Kernel, progress: Progress<'_>) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path);
     }
-    fs::create_dir_all(folder())
-        .with_context(|| format!("cannot make the folder {}", folder().display()))?;
     progress("building the lab's agent");
     let agent = fs::read(build_agent()?)?;
     let mut archive = Archive::new();

@@ -4,8 +4,7 @@
 //! is shared, so the file is the memory. When it is resumed, the mapping is private: QEMU reads
 //! only the pages that are touched, and what is written stays with this one machine. QEMU's
 //! migration stream then carries the devices alone, less than a megabyte
-//! (capability `x-ignore-shared`), which makes a resume take well under a tenth of a second
-//! however much memory the machine has.
+//! (capability `x-ignore-shared`), so a resume takes no longer for a machine with more memory.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

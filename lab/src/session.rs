@@ -139,7 +139,9 @@ pub fn run(state: &State, program: &Program) -> Result<End> {
     port.send(&Frame::Exec(request));
     let reader = machine.port.try_clone()?;
     thread::spawn(move || read_frames(reader, &events));
-    Session { machine, port, terminal, inbox, started: false, writers: HashMap::new() }.run()
+    let advice = state.advice();
+    Session { machine, port, terminal, inbox, advice, started: false, writers: HashMap::new() }
+        .run()
 }
 
 /// The port's sending side, for several threads.
@@ -273,6 +275,8 @@ struct Session {
     machine: Machine,
     port: Port,
     inbox: Receiver<Event>,
+    /// What to do if the program never starts.
+    advice: String,
     started: bool,
     writers: HashMap<u8, (Sender<Vec<u8>>, JoinHandle<()>)>,
 }
@@ -310,7 +314,11 @@ impl Session {
     fn broken(mut self, why: &str) -> Result<End> {
         drop(self.terminal.take());
         self.finish_output();
-        bail!("the lab broke down: {why}{}", self.machine.last_words())
+        let words = self.machine.last_words();
+        if self.started {
+            bail!("the lab broke down: {why}{words}")
+        }
+        bail!("the lab does not come up: {why}{words}; {}", self.advice)
     }
 
     fn obey(&mut self, frame: Frame) -> Result<Option<End>> {

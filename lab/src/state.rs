@@ -73,12 +73,11 @@ impl State {
     /// # Errors
     /// A missing part that can't be got, or a lab that doesn't come up.
     pub fn ensure(progress: Progress<'_>) -> Result<State> {
-        let kernel = Kernel::find()?;
-        qemu::find()?;
-        let initramfs = parts::initramfs(&kernel, progress)?;
         if let Some(state) = State::find()? {
             return Ok(state);
         }
+        fs::create_dir_all(parts::folder())
+            .with_context(|| format!("cannot make the folder {}", parts::folder().display()))?;
         let lock = File::create(parts::folder().join("lock"))?;
         if lock.try_lock().is_err() {
             progress("waiting for another process that is making the lab");
@@ -87,6 +86,13 @@ impl State {
         if let Some(state) = State::find()? {
             return Ok(state);
         }
+        let kernel = Kernel::find()?;
+        let initramfs = parts::initramfs(&kernel, progress)?;
+        // The initramfs may have been all that was missing.
+        if let Some(state) = State::find()? {
+            return Ok(state);
+        }
+        remove_leftovers();
         progress("starting the lab once and saving it (about ten seconds)");
         let arguments = qemu::arguments(&kernel.image, &initramfs);
         let folder = place(&arguments, &kernel, &initramfs)?;
@@ -100,6 +106,11 @@ impl State {
         State::open(folder, arguments)?.context("the saved lab has vanished")
     }
 
+    /// What to do about a saved lab that can't be resumed.
+    pub fn advice(&self) -> String {
+        format!("if this comes again, remove {} to have it made anew", self.folder.display())
+    }
+
     /// Starts a machine from the saved one.
     ///
     /// # Errors
@@ -109,9 +120,9 @@ impl State {
         match machine.resume() {
             Ok(()) => Ok(machine),
             Err(error) => Err(error.context(format!(
-                "the lab cannot be resumed from {}{}",
-                self.folder.display(),
-                machine.last_words()
+                "the lab cannot be resumed{}; {}",
+                machine.last_words(),
+                self.advice()
             ))),
         }
     }
@@ -162,22 +173,42 @@ fn wait_until_ready(mut port: &UnixStream) -> Result<()> {
     }
 }
 
+/// Removes what killed processes have left half made. Only who holds the lock makes folders here.
+fn remove_leftovers() {
+    for path in entries() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(".tmp") && path.is_dir() {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
 /// Removes what hasn't been used for longest. What a running lab uses is locked and stays.
 fn prune(present: &Path) {
-    let Ok(entries) = fs::read_dir(parts::folder()) else { return };
-    let mut states: Vec<_> = entries
-        .filter_map(|entry| {
-            let folder = entry.ok()?.path();
-            let is_state = folder.file_name()?.to_str()?.starts_with("state-");
-            let used = folder.join("lock").metadata().and_then(|meta| meta.modified()).ok();
-            (is_state && folder != present).then_some((used, folder))
-        })
-        .collect();
-    states.sort();
-    for (_, folder) in states.iter().rev().skip(KEPT - 1) {
+    for (_, folder) in by_use("state-", |folder| folder.join("lock")).into_iter().skip(KEPT) {
         let lock = File::options().append(true).open(folder.join("lock"));
-        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+        if folder != present && lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
             let _ = fs::remove_dir_all(folder);
         }
     }
+    for (_, archive) in by_use("initramfs-", Path::to_path_buf).into_iter().skip(KEPT) {
+        let _ = fs::remove_file(archive);
+    }
+}
+
+/// The entries of the lab's folder whose names begin with `prefix`, the last used first; `dated`
+/// gives the file whose date says so.
+fn by_use(prefix: &str, dated: impl Fn(&Path) -> PathBuf) -> Vec<(Option<SystemTime>, PathBuf)> {
+    let mut found: Vec<_> = entries()
+        .filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        })
+        .map(|path| (dated(&path).metadata().and_then(|meta| meta.modified()).ok(), path))
+        .collect();
+    found.sort_by(|one, other| other.cmp(one));
+    found
+}
+
+fn entries() -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(parts::folder()).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
 }
