@@ -1,4 +1,4 @@
-; Reads and writes a device in every size and alignment, and says on the debug console before each access
+; Reads and writes a device in every size and alignment, and says on the serial port before each access
 ; which one comes, so that it can be seen which exits it causes.
 ;
 ; The device has two pages at 0xA0000, directly behind the RAM. What the reads gave stands at 0x2000.
@@ -6,7 +6,7 @@ bits 16
 org 0x1000
 %include "hypercall.inc"
 
-CONSOLE     equ 0xE9                ; the debug console of Bochs and QEMU
+SERIAL      equ 0x3F8
 LAST_RAM    equ 0x9FF0              ; a segment whose first 256 bytes are the last of the RAM
 DEVICE      equ 0xA000
 results     equ 0x2000
@@ -16,7 +16,7 @@ PAST        equ 0xA1F0              ; a segment whose first 256 bytes are the la
 %macro SHOW 2
     mov si, %%text
     mov cx, %%end - %%text
-    mov dx, CONSOLE
+    mov dx, SERIAL
     rep outsb
     jmp %%end
 %%text:

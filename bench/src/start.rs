@@ -22,13 +22,13 @@ pub fn rows(programs: &Path) -> Result<Vec<Row>> {
     let folder = tempfile::tempdir()?;
     let mut rows = Vec::new();
     for (program, option, guest) in [
-        ("05_mmio", "--program", asm::real::FIRST_EXIT),
-        ("08_boot_linux", "--kernel", asm::long::FIRST_EXIT),
+        ("05_mmio", None, asm::real::FIRST_EXIT),
+        ("08_boot_linux", Some("--kernel"), asm::long::FIRST_EXIT),
     ] {
         let file = folder.path().join(program);
         fs::write(&file, guest)?;
         let (mut run, mut without) = (command(programs, program), command(programs, program));
-        run.arg(option).arg(&file);
+        run.args(option).arg(&file);
         without.arg("--help");
         rows.push(row(program, &mut run, &mut without)?);
     }

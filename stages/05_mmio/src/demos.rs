@@ -1,13 +1,15 @@
 //! The command line of stage 05, its demos, and what is printed about a machine that has ended.
 
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use clap::{Parser, ValueEnum};
+use anyhow::{Context, Result, bail};
+use clap::Parser;
 use cli::Ended;
+use common::file;
 use common::layout::{PROGRAM, VGA_HOLE};
-use common::vcpu::Exit;
 
 use crate::{Report, machine};
 
@@ -17,7 +19,26 @@ const WRITES: u64 = 5_000;
 /// How often each way runs, in turn with the others; the median counts.
 const ROUNDS: usize = 3;
 
-/// Memory-mapped I/O: devices at addresses where no memory is.
+/// The most bytes that a program may have: from where it is loaded to the end of the RAM.
+const MOST: u64 = VGA_HOLE.0 - PROGRAM.0;
+
+/// Name, code, and what it shows.
+const DEMOS: [(&str, &[u8], &str); 5] = [
+    ("screen", asm::real::SCREEN, "a text screen at 0xB8000: each character written is an exit"),
+    (
+        "sizes",
+        asm::real::SIZES,
+        "which exits 1 to 8 bytes cause, unaligned, across pages, half in RAM",
+    ),
+    ("doorbell", asm::real::DOORBELL, "a device with registers, a doorbell and an interrupt"),
+    ("rom", asm::real::ROM, "a read-only memslot: reads are memory, writes exit"),
+    (COMPARE, asm::real::MANY_WRITES, "the same writes as exits, coalesced, and into an ioeventfd"),
+];
+
+/// The demo that runs three machines.
+const COMPARE: &str = "compare";
+
+/// Runs programs that reach devices through memory addresses.
 ///
 /// A guest's memory has holes. Where no memslot is, the hardware cannot do an access: KVM decodes the
 /// instruction, and KVM_RUN returns with KVM_EXIT_MMIO, an address and the bytes. The monitor looks
@@ -25,77 +46,40 @@ const ROUNDS: usize = 3;
 /// out in the same way.
 ///
 /// The machine: RAM up to 0xA0000; there two pages of scratch registers; a text screen at 0xB8000; a
-/// device with a doorbell and an interrupt at 0xD0000; a ROM at 0xF0000. The guest's screen and what it
-/// sends to port 0xE9 go to stdout; what the monitor has to say goes to stderr.
+/// device with a doorbell at 0xD0000, which interrupts on line 5; a ROM at 0xF0000; interrupt
+/// controllers in KVM; a serial port (0x3F8) and the debug exit (0xF4), by which a guest ends. HLT only
+/// waits for an interrupt. The screen and the serial port go to stdout, what the monitor says to stderr.
 #[derive(Debug, Parser)]
-#[command(version, name = "05_mmio", after_help = format!("\
-Try: 05_mmio                    all demos in turn
-     05_mmio sizes              which exits the sizes and alignments cause
-     05_mmio --trace doorbell   what a driver and its device say to each other
-     05_mmio --program my.bin   a program of your own
+#[command(after_help = format!("\
+Demos:
+{}
+Try: 05_mmio                       all demos in turn
+     05_mmio sizes                 the exits of each access
+     05_mmio --trace doorbell      what a driver and its device say to each other
+     05_mmio --timeout 5 ./my.bin  a flat 16-bit binary, loaded and started at 0x1000
 
-{}", cli::EXIT_CODES))]
+{}", list("  "), cli::EXIT_CODES))]
 pub struct Args {
-    /// The demos to show, one after the other; all of them if none is named.
+    /// Names of demos, or files with flat 16-bit code; all demos if nothing is named
     #[arg(value_name = "DEMO")]
-    demos: Vec<Demo>,
+    programs: Vec<PathBuf>,
 
-    /// Tell what each demo shows, and end.
+    /// Print the names of the demos, with what they show
     #[arg(long)]
     list: bool,
 
-    /// Run a flat 16-bit program instead. It is loaded at 0x1000 and entered there, with all segments
-    /// 0, and ends itself by a byte to port 0xF4: 0 for well, another for not. HLT waits for an
-    /// interrupt.
-    #[arg(long, value_name = "FILE", conflicts_with = "demos")]
-    program: Option<PathBuf>,
-
-    /// Print every MMIO exit: direction, address, bytes, and the device that took it.
+    /// Print every MMIO exit: direction, address, bytes, and the device that took it
     #[arg(long)]
     trace: bool,
 
-    /// End a guest that runs longer than this many seconds.
-    #[arg(long, value_name = "SECS")]
-    timeout: Option<u64>,
+    /// End with exit code 4 if a guest has not ended after SECS seconds
+    #[arg(long, value_name = "SECS", value_parser = cli::seconds)]
+    pub timeout: Option<Duration>,
 }
 
-impl Args {
-    /// How long a guest may run.
-    pub fn timeout(&self) -> Option<Duration> {
-        self.timeout.map(Duration::from_secs)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Demo {
-    /// A text screen at 0xB8000: each character that is written is an exit
-    Screen,
-    /// Which exits an access causes: 1 to 8 bytes, unaligned, across pages, half in RAM
-    Sizes,
-    /// A device that gets its work by a doorbell and says by an interrupt that it is done
-    Doorbell,
-    /// A read-only memslot: reads are memory, writes exit
-    Rom,
-    /// The same writes as exits, as coalesced MMIO and into an ioeventfd: count and time
-    Compare,
-}
-
-impl Demo {
-    fn program(self) -> &'static [u8] {
-        match self {
-            Self::Screen => asm::real::SCREEN,
-            Self::Sizes => asm::real::SIZES,
-            Self::Doorbell => asm::real::DOORBELL,
-            Self::Rom => asm::real::ROM,
-            Self::Compare => asm::real::MANY_WRITES,
-        }
-    }
-
-    /// Its name and what it shows, as `--list` and the headings tell it.
-    fn title(self) -> String {
-        let value = self.to_possible_value().expect("no demo is hidden");
-        format!("{:8}  {}", value.get_name(), value.get_help().unwrap_or_default())
-    }
+/// The demos, one a line.
+fn list(indent: &str) -> String {
+    DEMOS.iter().map(|(name, _, what)| format!("{indent}{name:9} {what}\n")).collect()
 }
 
 /// How the guest's writes to the scratch registers reach them.
@@ -109,14 +93,37 @@ pub enum Delivery {
     Ioeventfd,
 }
 
-/// A program to run, and what it finds in RCX.
-pub struct Guest<'a> {
-    pub program: &'a [u8],
+/// A program to run.
+#[derive(Clone)]
+pub struct Guest {
+    name: String,
+    /// Its code.
+    pub program: Cow<'static, [u8]>,
+    /// What it finds in RCX.
     pub rcx: u64,
+    /// Whether its MMIO exits are printed.
     pub trace: bool,
 }
 
-impl Guest<'_> {
+impl Guest {
+    /// The demo of that name, or else the file.
+    fn find(path: &Path, trace: bool) -> Result<Self> {
+        let name = path.display().to_string();
+        if let Some(&(_, code, _)) = DEMOS.iter().find(|(demo, ..)| *demo == name) {
+            // The exits are all that `sizes` has to show.
+            let trace = trace || name == "sizes";
+            let rcx = if name == COMPARE { WRITES } else { 0 };
+            return Ok(Self { name, program: code.into(), rcx, trace });
+        }
+        match file::read(path, MOST) {
+            Ok(code) => Ok(Self { name, program: code.into(), rcx: 0, trace }),
+            Err(file::Error::Open(error)) if error.kind() == ErrorKind::NotFound => {
+                bail!("{name}: neither a demo (05_mmio --list names them) nor a file")
+            }
+            Err(error) => Err(error).context(name),
+        }
+    }
+
     /// Prints one MMIO exit, if it is wanted.
     pub fn trace(&self, what: &str, addr: u64, data: &[u8], device: Option<&str>) {
         if self.trace {
@@ -130,40 +137,31 @@ impl Guest<'_> {
 /// The program behind the command line.
 pub fn run(args: &Args) -> Result<Ended> {
     if args.list {
-        Demo::value_variants().iter().for_each(|demo| println!("{}", demo.title()));
+        print!("{}", list(""));
         return Ok(Ended::Well);
     }
-    if let Some(path) = &args.program {
-        let program = common::file::read(path, VGA_HOLE.0 - PROGRAM.0)
-            .with_context(|| format!("cannot use the program {}", path.display()))?;
-        let guest = Guest { program: &program, rcx: 0, trace: args.trace };
-        return Ok(tell(&machine(&guest, Delivery::Exits, args)?));
+    let mut names = args.programs.clone();
+    if names.is_empty() {
+        names = DEMOS.iter().map(|(name, ..)| name.into()).collect();
     }
-    let demos = if args.demos.is_empty() { Demo::value_variants() } else { &args.demos };
-    for &demo in demos {
-        if demos.len() > 1 {
-            eprintln!("== {}", demo.title());
+    // All of them are looked for before the first one runs.
+    let guests: Vec<_> =
+        names.iter().map(|name| Guest::find(name, args.trace)).collect::<Result<_>>()?;
+    for guest in &guests {
+        if guests.len() > 1 {
+            let what =
+                DEMOS.iter().find(|(name, ..)| *name == guest.name).map_or("", |demo| demo.2);
+            eprintln!("== {:9} {what}", guest.name);
         }
-        let trace = args.trace || demo == Demo::Sizes;
-        let guest = Guest { program: demo.program(), rcx: 0, trace };
-        let ended = match demo {
-            Demo::Compare => compare(args)?,
-            _ => tell(&machine(&guest, Delivery::Exits, args)?),
+        let ended = match guest.name.as_str() {
+            COMPARE => compare(guest, args)?,
+            _ => tell(&machine(guest, Delivery::Exits, args)?),
         };
         if ended != Ended::Well {
             return Ok(ended);
         }
     }
     Ok(Ended::Well)
-}
-
-/// How a guest ends whose exit no monitor could answer.
-pub fn bad_end(exit: &Exit) -> String {
-    match exit {
-        Exit::Shutdown => "KVM_EXIT_SHUTDOWN, a triple fault".into(),
-        Exit::InternalError(error) => format!("KVM could not go on: {}", error.name()),
-        exit => format!("{exit:x?}"),
-    }
 }
 
 /// Says how a machine ended and what it exited for.
@@ -183,17 +181,16 @@ fn tell(report: &Report) -> Ended {
 }
 
 /// The same guest with the same writes, delivered in three ways.
-fn compare(args: &Args) -> Result<Ended> {
+fn compare(guest: &Guest, args: &Args) -> Result<Ended> {
     const WAYS: [(Delivery, &str); 3] = [
         (Delivery::Exits, "an exit each"),
         (Delivery::Coalesced, "coalesced MMIO"),
         (Delivery::Ioeventfd, "ioeventfd"),
     ];
-    let guest = Guest { program: Demo::Compare.program(), rcx: WRITES, trace: args.trace };
     let mut reports: [Vec<Report>; 3] = Default::default();
     for _ in 0..ROUNDS {
         for ((way, _), reports) in WAYS.iter().zip(&mut reports) {
-            let report = machine(&guest, *way, args)?;
+            let report = machine(guest, *way, args)?;
             if report.ended != Ended::Well {
                 return Ok(tell(&report));
             }

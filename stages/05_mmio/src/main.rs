@@ -6,8 +6,8 @@
 mod demos;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::process::ExitCode;
+use std::io;
+use std::process;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -17,6 +17,7 @@ use common::bus::{Bus, shared};
 use common::coalesced::Ring;
 use common::deadline::Deadline;
 use common::doorbell::{self, Doorbell};
+use common::hypercall::{self, DebugExit, ExitCode};
 use common::ioeventfd::Ioeventfd;
 use common::irqfd::{Irqfd, create_irqchip};
 use common::layout::{
@@ -24,6 +25,8 @@ use common::layout::{
 };
 use common::memory::{SlotFlags, Vm};
 use common::scratch::Scratch;
+use common::serial::{self, Serial};
+use common::teletype::Teletype;
 use common::text_screen::{self, TextScreen};
 use common::vcpu::{Exit, Vcpu};
 use demos::{Args, Delivery, Guest};
@@ -36,13 +39,7 @@ const SCRATCH_SIZE: u64 = 0x2000;
 const ROM_TEXT: &[u8] =
     b"This text is in a ROM: a memslot that the guest may read but not write.\0";
 
-/// What a byte to this port is: a character to print, as in Bochs and QEMU.
-const DEBUG_CONSOLE: u16 = 0xE9;
-
-/// What a byte to this port is: the guest's exit code.
-const DEBUG_EXIT: u16 = 0xF4;
-
-fn main() -> ExitCode {
+fn main() -> process::ExitCode {
     cli::main(|args| demos::run(&args))
 }
 
@@ -65,7 +62,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     let vm = Vm::with_ram(&kvm, VGA_HOLE.0)?;
     vm.add_slot(1, ROM, ROM_SIZE, SlotFlags { read_only: true, ..SlotFlags::default() })?;
     vm.ram().write_slice(ROM_TEXT, ROM)?;
-    vm.ram().write_slice(guest.program, PROGRAM)?;
+    vm.ram().write_slice(&guest.program, PROGRAM)?;
 
     // The interrupt controllers come after the memory and before the vCPU.
     create_irqchip(&vm)?;
@@ -84,6 +81,13 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     )?;
     bus.insert("doorbell", DOORBELL.0..DOORBELL.0 + doorbell::SIZE, bell)?;
 
+    // The ports of stage 04.
+    let (exit, tty) = (ExitCode::default(), Teletype::new(io::stdout()));
+    tty.end_of_input();
+    let mut ports = Bus::new();
+    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(exit.clone())))?;
+    ports.insert("serial port", serial::PORTS, shared(Serial::new(tty.clone())))?;
+
     // Two ways to save exits, for writes to the scratch registers: KVM collects them in a ring, or it only
     // counts them.
     let ring = Ring::map(&vcpu)?;
@@ -101,16 +105,16 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     vcpu.set_regs(&regs)?;
 
     let viewer = Viewer::start(&screen, !guest.trace);
-    let deadline = Deadline::new(args.timeout())?;
+    let deadline = Deadline::new(args.timeout)?;
     let mut exits = BTreeMap::new();
     let start = Instant::now();
     let ended = loop {
-        let exit = vcpu.run()?;
-        // What KVM has collected was written before this exit.
+        let back = vcpu.run()?;
+        // What KVM has collected was written before this.
         ring.drain(|addr, data| {
             bus.write(addr, data);
         })?;
-        let reason = match exit {
+        let reason = match back {
             Exit::MmioRead { addr, data } => {
                 let device = bus.read(addr, data);
                 guest.trace("read", addr, data, device);
@@ -121,29 +125,29 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
                 guest.trace("write", addr, data, device);
                 device.unwrap_or("nobody")
             }
-            Exit::IoOut { port: DEBUG_CONSOLE, data, .. } => {
-                io::stdout().write_all(data)?;
-                "debug console"
+            Exit::IoOut { port, size, data } => {
+                ports.write_each(port.into(), size, data);
+                match exit.get() {
+                    Some(0) => break Ended::Well,
+                    Some(_) => break Ended::GuestCrashed,
+                    None => "a port",
+                }
             }
-            Exit::IoOut { port: DEBUG_EXIT, data, .. } => {
-                break if data == [0] { Ended::Well } else { Ended::GuestCrashed };
-            }
-            // Other ports have nobody behind them: writes are dropped, reads give ones.
-            Exit::IoOut { .. } => "a port",
-            Exit::IoIn { data, .. } => {
-                data.fill(0xFF);
+            Exit::IoIn { port, size, data } => {
+                ports.read_each(port.into(), size, data);
                 "a port"
             }
             Exit::Interrupted if deadline.passed() => break Ended::TimedOut,
             Exit::Interrupted => "a signal",
-            exit => {
-                eprintln!("error: the guest crashed: {}", demos::bad_end(&exit));
+            crash => {
+                eprintln!("error: the guest crashed: {crash}");
                 break Ended::GuestCrashed;
             }
         };
         *exits.entry(reason).or_default() += 1;
     };
     let time = start.elapsed();
+    tty.flush()?;
     viewer.finish()?;
 
     let counted = counter.map_or(Ok(0), |counter| counter.take())?;

@@ -111,7 +111,7 @@ impl Machine {
                     }
                 }
                 Exit::IoOut { port: 0xF4, data, .. } => return data[0],
-                Exit::IoOut { port: 0xE9, .. } => {}
+                Exit::IoOut { port: 0x3F8, .. } => {}
                 Exit::Interrupted if !deadline.passed() => {}
                 exit => panic!("{exit:x?}"),
             }
@@ -390,7 +390,7 @@ fn without_arguments_all_demos_run_in_turn_and_list_names_them() {
 fn own(dir: &Path, program: &[u8], args: &[&str]) -> Ran {
     let path = dir.join("program.bin");
     fs::write(&path, program).unwrap();
-    mmio(&["--program"]).args([&path]).args(args).run()
+    mmio(args).args([&path]).run()
 }
 
 #[test]
@@ -433,13 +433,19 @@ fn hostile_programs_end_without_a_panic() {
 #[test]
 fn bad_input_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
-    mmio(&["--program", "/nowhere/x.bin"]).run().refused(2, "no such file");
-    mmio(&["--program", "/"]).run().refused(2, "a directory");
-    own(dir.path(), &[], &[]).refused(2, "empty");
-    let huge = dir.path().join("huge.bin");
-    fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
-    mmio(&["--program"]).args([&huge]).run().refused(2, "expected at most");
-    mmio(&["nonsense"]).run().ended(2).stderr_has("possible values");
-    mmio(&["--program", "x.bin", "rom"]).run().ended(2).stderr_has("cannot be used with");
-    mmio(&["--timeout", "soon"]).run().ended(2).stderr_has("--timeout");
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("empty.bin"), []).unwrap();
+    fs::write(at("big.bin"), vec![0; 0x9_F001]).unwrap();
+    fs::File::create(at("huge.bin")).unwrap().set_len(1 << 40).unwrap();
+    let run = |path: &Path| mmio(&["rom"]).args([path]).run();
+    // Nothing runs before all of them have been found.
+    run(Path::new("scren")).refused(2, "neither a demo (05_mmio --list names them) nor a file");
+    run(&at("none.bin")).refused(2, "none.bin: neither a demo");
+    run(&at("empty.bin")).refused(2, "empty.bin: the file is empty");
+    run(&at("big.bin")).refused(2, "has 651265 bytes, expected at most 651264");
+    run(&at("huge.bin")).refused(2, "expected at most 651264");
+    run(dir.path()).refused(2, "this is a directory");
+    run(Path::new("/dev/zero")).refused(2, "this is a device");
+    mmio(&["--timeout", "soon"]).run().ended(2).stderr_has("a number of seconds");
+    mmio(&["--nonsense"]).run().ended(2).stderr_has("--nonsense");
 }
