@@ -319,8 +319,8 @@ fn many_writes(machine: &mut Machine, writes: u64, ring: Option<&Ring>) -> Vec<u
 }
 
 /// Whether so many exits of coalesced writes are what the ring saves: one for each time that it is full. KVM
-/// keeps one entry free, so the write after 169 exits; before Linux 6.12 it took a ring that wraps around for
-/// full a little too early.
+/// keeps one entry free, so the write after 169 exits. Older kernels (6.1 for one) take a ring that wraps
+/// around for full a little too early.
 fn few_exits(exits: u64, writes: u64) -> bool {
     let full = writes / CAPACITY as u64;
     (full..=2 * full).contains(&exits)
