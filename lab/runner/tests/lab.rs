@@ -329,3 +329,60 @@ fn a_panic_of_the_labs_kernel_ends_in_a_message() {
     }
     ran.ended(3).stderr_has("the lab broke down").stderr_has("Kernel panic");
 }
+
+#[test]
+fn a_shell_in_the_lab_has_job_control() {
+    let mut lab = lab!(run(&["/bin/sh", "-i"])).env("PS1", "lab> ").on_terminal();
+    lab.expect("lab> ").send("sleep 1000\n").expect("sleep 1000\r\n");
+    // The shell has to have handed the terminal to its job before the key comes.
+    sleep(Duration::from_millis(500));
+    lab.send("\x1a").expect("Stopped").expect("lab> ");
+    lab.send("fg\n").expect("fg\r\nsleep 1000");
+    sleep(Duration::from_millis(500));
+    lab.send("\x03").expect("lab> ").send("exit 9\n");
+    assert_eq!(lab.end(), 9);
+}
+
+/// Ends what a failed test would leave running.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn neither_a_full_stdin_nor_a_full_stdout_holds_up_a_signal() {
+    lab!(shell("true"));
+    let dir = tempfile::tempdir().unwrap();
+    // It never reads, writes without end to a pipe that nobody empties, and tells when it runs.
+    let script = "trap 'exit 5' TERM; yes & : > up; while :; do sleep 0.05; done";
+    let mut child = Killed(
+        Command::new(env!("CARGO_BIN_EXE_mini-kvm-runner"))
+            .args(["/bin/sh", "-c", script])
+            .env("MINI_KVM", "lab")
+            .current_dir(dir.path())
+            .stdin(fs::File::open("/dev/zero").unwrap())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !dir.path().join("up").exists() {
+        assert!(Instant::now() < deadline, "the program does not start");
+        sleep(Duration::from_millis(10));
+    }
+    // Until every window is full.
+    sleep(Duration::from_secs(2));
+    // The runner ends once its own output is taken, as the program's code tells.
+    kill_process(Pid::from_child(&child.0), Signal::TERM).unwrap();
+    drop(child.0.stdout.take());
+    while child.0.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the signal did not arrive");
+        sleep(Duration::from_millis(10));
+    }
+    assert_eq!(child.0.wait().unwrap().code(), Some(5));
+}
