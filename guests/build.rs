@@ -28,7 +28,7 @@ fn main() {
         let foreign = text.starts_with("CARGO_") && text != "CARGO_HOME"
             || text.starts_with("RUSTC")
             || text.starts_with("CLIPPY")
-            || matches!(&*text, "RUSTFLAGS" | "RUSTDOCFLAGS" | "TARGET" | "HOST" | "PROFILE");
+            || text == "RUSTFLAGS";
         if foreign {
             cargo.env_remove(&name);
         }

@@ -19,9 +19,10 @@ use common::debug_exit::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
 use common::layout::PROGRAM;
 use common::memory::{Ram, Vm};
+use common::run::{self, Ending};
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
-use common::{kvm, long_mode, run};
+use common::{kvm, long_mode};
 use guests::boot::loader;
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress};
@@ -93,6 +94,12 @@ fn machine(args: Args) -> Result<Ended> {
         bail!("--memory: these guests need at least {} MiB", LEAST_MEMORY >> 20);
     }
 
+    if args.guest != Guest::Kernel && (args.kernel.is_some() || args.enter != Way::Host) {
+        bail!(
+            "--kernel and --enter belong to the guest `kernel`: leave the other guest's name out"
+        );
+    }
+
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes
     // milliseconds.
     let kvm = kvm::open()?;
@@ -123,7 +130,7 @@ fn machine(args: Args) -> Result<Ended> {
     let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
     let ended = console.finish(&ending);
 
-    if matches!(args.guest, Guest::Climb | Guest::Direct) && ended == Ended::Well {
+    if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {
         anstream::eprint!("{}", records::table(&ram)?);
     }
     if args.stats {
@@ -177,8 +184,8 @@ Try: 06_long_mode                                  the kernel's shell; exit or C
      echo 'calc 6*7' | 06_long_mode                commands from a pipe
      06_long_mode --exit-when '> ' --stats         how many exits a boot costs
 
-The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a serial port at 0x3F8 on line 4,
-and port 0xF4, which ends it.
+The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a serial port at 0x3F8
+on line 4, and port 0xF4, which ends it.
 
 {}
 

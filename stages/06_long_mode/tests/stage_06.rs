@@ -524,7 +524,7 @@ fn memory_may_be_small_and_larger_than_the_kernel_uses() {
         let line = out.lines().find(|line| line.starts_with("memory: ")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
-    let (small, large) = (free("16M"), free("5G"));
+    let (small, large) = (free("16M"), free("1536M"));
     assert!((13 << 10..15 << 10).contains(&small), "{small} KiB of 16 MiB");
     assert!((1021 << 10..1023 << 10).contains(&large), "{large} KiB: the first GiB is used");
 }
@@ -648,6 +648,13 @@ fn memory_sizes_that_make_no_sense_are_refused_in_one_line() {
     for size in ["64", "lots", "-1M", "99999999999999999999M"] {
         let arg = format!("--memory={size}");
         stage_06().args([arg]).run().ended(2).stderr_has("--memory");
+    }
+}
+
+#[test]
+fn options_of_the_kernel_do_not_go_with_other_guests() {
+    for args in [["rings", "--enter", "climb"], ["climb", "--kernel", "/dev/null"]] {
+        stage_06().args(args).run().refused(2, "belong to the guest `kernel`");
     }
 }
 

@@ -78,18 +78,24 @@ fn write(address: u64, length: u64) -> Result<u64, u64> {
 fn read(address: u64, length: u64) -> Result<u64, u64> {
     let mut count = 0;
     while count < length {
-        let Some(byte) = serial::read() else {
-            if count > 0 {
-                break;
-            }
-            process::check_interrupt();
-            cpu::wait_for_interrupt();
-            process::check_interrupt();
-            continue;
-        };
         let here = address.checked_add(count).ok_or(BAD_ADDRESS)?;
-        process::with_memory(|memory| memory.write(here, &[byte])).map_err(|_| BAD_ADDRESS)?;
-        count += 1;
+        // Looked at first: a byte taken from the queue cannot be put back.
+        if !process::with_memory(|memory| memory.may_write(here)) {
+            return Err(BAD_ADDRESS);
+        }
+        match serial::read() {
+            Some(byte) => {
+                process::with_memory(|memory| memory.write(here, &[byte]))
+                    .map_err(|_| BAD_ADDRESS)?;
+                count += 1;
+            }
+            None if count > 0 => break,
+            None => {
+                process::check_interrupt();
+                cpu::wait_for_interrupt();
+                process::check_interrupt();
+            }
+        }
     }
     Ok(count)
 }

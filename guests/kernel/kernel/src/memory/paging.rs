@@ -201,6 +201,11 @@ impl AddressSpace {
         self.load(address, bytes)
     }
 
+    /// Whether the program may write to this byte.
+    pub fn may_write(&self, address: u64) -> bool {
+        self.translate(address, true).is_some()
+    }
+
     /// Copies bytes out of the program's memory.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), BadAddress> {
         self.pieces(address, bytes.len(), false, |physical, range| {
