@@ -167,7 +167,7 @@ pub type Exits = BTreeMap<&'static str, u64>;
 /// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed.
 ///
 /// All vCPUs have left `KVM_RUN` when this returns, except one whose device cannot finish a write, such as
-/// to a pipe that nobody reads: after [`PATIENCE`] such a thread is left behind.
+/// to a pipe that nobody reads: after `PATIENCE` such a thread is left behind.
 pub fn run(
     vcpus: Vec<Vcpu>,
     ports: Bus,

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::bus::{Bus, Device, Interrupt, Shared, shared};
 use common::coalesced::{CAPACITY, Ring};
@@ -25,6 +25,9 @@ use vm_memory::{Bytes, GuestAddress};
 fn mmio(args: &[&str]) -> Program {
     Program::new(env!("CARGO_BIN_EXE_05_mmio")).args(args)
 }
+
+/// mov ax, 0xB800; mov es, ax; mov word [es:0], 0x0758: an X on the screen.
+const SHOW_X: [u8; 12] = [0xB8, 0x00, 0xB8, 0x8E, 0xC0, 0x26, 0xC7, 0x06, 0x00, 0x00, 0x58, 0x07];
 
 /// What a guest did to a device: the direction, the guest-physical address, and the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,14 +139,26 @@ fn screen_is_drawn_as_text_in_a_pipe() {
 
 #[test]
 fn screen_is_drawn_in_colours_on_a_terminal() {
-    // Once as it is, too low for more than a picture at the end; once with room to draw while it runs.
-    for rows in [24, 50] {
-        let mut terminal = mmio(&["screen"]).on_terminal();
-        terminal.resize(rows, 80);
-        // Bright white on blue, the title's attribute 0x1F.
-        terminal.expect("\u{1b}[97m\u{1b}[44m").expect("mini-kvm").expect("ended well");
-        assert_eq!(terminal.end(), 0);
-    }
+    let mut terminal = mmio(&["screen"]).on_terminal();
+    // Bright white on blue, the title's attribute 0x1F.
+    terminal.expect("\u{1b}[97m\u{1b}[44m").expect("mini-kvm").expect("ended well");
+    assert_eq!(terminal.end(), 0);
+}
+
+#[test]
+fn screen_is_drawn_while_the_guest_runs_if_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("endless.bin");
+    fs::write(&path, [&SHOW_X[..], &[0xEB, 0xFE]].concat()).unwrap(); // jmp $
+    let mut terminal = Program::new("sh")
+        .args(["-c", "stty rows 50 columns 100 && exec \"$0\" --timeout 3 \"$1\""])
+        .args([Path::new(env!("CARGO_BIN_EXE_05_mmio")), &path])
+        .on_terminal();
+    terminal.expect("X");
+    let seen = Instant::now();
+    terminal.expect("stopped by --timeout");
+    assert!(seen.elapsed() > Duration::from_secs(1), "the X was drawn at the end only");
+    assert_eq!(terminal.end(), 4);
 }
 
 #[test]
@@ -396,10 +411,9 @@ fn own(dir: &Path, program: &[u8], args: &[&str]) -> Ran {
 #[test]
 fn programs_of_ones_own_run_and_their_ends_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
-    // mov ax, 0xB800; mov es, ax; mov word [es:0], 0x0758; then mov al, N; out 0xF4, al, or jmp $.
-    let show_x = [0xB8, 0x00, 0xB8, 0x8E, 0xC0, 0x26, 0xC7, 0x06, 0x00, 0x00, 0x58, 0x07];
-    let then = |end: &[u8]| [&show_x[..], end].concat();
+    let then = |end: &[u8]| [&SHOW_X[..], end].concat();
 
+    // mov al, 0; out 0xF4, al: well; with 7: not. jmp $: never.
     own(dir.path(), &then(&[0xB0, 0, 0xE6, 0xF4]), &[]).ended(0).stdout_has("X\n");
     own(dir.path(), &then(&[0xB0, 7, 0xE6, 0xF4]), &[]).ended(1).stdout_has("X\n");
     let endless = own(dir.path(), &then(&[0xEB, 0xFE]), &["--timeout", "1"]);
