@@ -8,6 +8,7 @@
 //! | 04 | [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`debug_exit`] |
+//! | 07 | [`disk_image`], [`ata`], [`cmos`] |
 //! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
@@ -88,6 +89,13 @@ pub mod long_mode;
 pub mod run;
 #[cfg(feature = "stage06")]
 pub mod uart;
+
+#[cfg(feature = "stage07")]
+pub mod ata;
+#[cfg(feature = "stage07")]
+pub mod cmos;
+#[cfg(feature = "stage07")]
+pub mod disk_image;
 
 #[cfg(feature = "stage08")]
 pub mod acpi;
