@@ -342,12 +342,17 @@ impl Write for Screen {
         if output.closed {
             return Ok(bytes.len());
         }
+        // The printer looks again by itself when it has printed what it took, and waking it costs a
+        // system call: a guest prints byte by byte.
+        let asleep = output.waiting.is_empty() && !output.printing;
         let end = output.wanted.as_mut().and_then(|wanted| wanted.find(bytes));
         output.waiting.extend(&bytes[..end.unwrap_or(bytes.len())]);
         if end.is_some() {
             output.close();
         }
-        self.shared.changed.notify_all();
+        if asleep {
+            self.shared.changed.notify_all();
+        }
         Ok(bytes.len())
     }
 

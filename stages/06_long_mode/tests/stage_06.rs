@@ -516,6 +516,20 @@ fn the_guest_says_how_it_ended() {
 }
 
 #[test]
+fn a_kernel_that_crashes_at_once_ends_with_a_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("broken");
+    let mut broken = guests::KERNEL.to_vec();
+    // The first segment begins with the entry point, and has its place in the file in its header.
+    let offset = u64::from_le_bytes(broken[64 + 8..64 + 16].try_into().unwrap()) as usize;
+    broken[offset..offset + 2].copy_from_slice(&[0x0F, 0x0B]); // ud2, and there is no IDT
+    fs::write(&path, broken).unwrap();
+    let ran = stage_06().args(["--kernel".as_ref(), path.as_os_str()]).run();
+    ran.ended(1).stderr_has("the guest crashed: triple fault");
+    assert!(ran.stdout.is_empty());
+}
+
+#[test]
 fn memory_may_be_small_and_larger_than_the_kernel_uses() {
     let free = |memory: &str| -> u64 {
         let ran = stage_06().args(["--memory", memory]).run();
