@@ -149,10 +149,11 @@ Try: 07_bootloader                              the kernel's shell; exit or Ctrl
      07_bootloader --exit-when '> ' --stats     how many exits a boot from disk costs
 
 The same image boots a PC, or QEMU:
-     qemu-system-x86_64 -drive file=boot.img,format=raw -nographic -device isa-debug-exit,iobase=0xf4
+     qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
+                        -device isa-debug-exit,iobase=0xf4
 
-The machine: 1 vCPU, interrupt controllers and timer in KVM, a serial port at 0x3F8 on line 4, an ATA disk at
-0x1F0, CMOS at 0x70, and port 0xF4, which ends it. There is no BIOS to call.
+The machine: 1 vCPU, interrupt controllers and timer in KVM, a serial port at 0x3F8 on line 4, an
+ATA disk at 0x1F0, CMOS at 0x70, and port 0xF4, which ends it. There is no BIOS to call.
 
 {}
 

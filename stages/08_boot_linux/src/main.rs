@@ -23,14 +23,19 @@ use common::{acpi, cpuid, kvm, run};
 const VCPUS: u8 = 1;
 
 /// Boots Linux to an interactive shell on this terminal.
+///
+/// The host is the boot loader: it puts kernel and initrd into the guest's memory, writes the page of
+/// parameters that Linux expects (boot_params, with the memory map in it) and ACPI tables, and starts the
+/// vCPU at the kernel's 64-bit entry. From there on Linux finds a small PC.
 #[derive(Parser)]
-#[command(after_help = after_help())]
+#[command(version, max_term_width = 100, after_help = after_help())]
 struct Args {
-    /// The kernel: a bzImage (vmlinuz), or a vmlinux. Without it, the one that `cargo xtask setup` fetched
+    /// The kernel: a bzImage (vmlinuz) or a vmlinux. Without it: the one that `cargo xtask setup`
+    /// fetched
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
-    /// The initial root file system. Without it, the busybox that `cargo xtask setup` packed
+    /// The initial root file system. Without it: the busybox that `cargo xtask setup` packed
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
 
@@ -42,7 +47,7 @@ struct Args {
     #[arg(long, value_name = "TEXT", default_value = linux::DEFAULT_CMDLINE)]
     cmdline: String,
 
-    /// Put TEXT behind the command line
+    /// Add TEXT to the command line; of an option that is there twice, the kernel takes the last
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     append: String,
 
@@ -142,7 +147,7 @@ Try: 08_boot_linux                                      a shell in Debian's kern
      echo 'cat /proc/meminfo' | 08_boot_linux           commands from a pipe
 
 The machine: {VCPUS} vCPU, interrupt controllers and timer in KVM, a serial port (ttyS0), ACPI, no disk.
-It ends when the guest powers off or restarts.
+It ends when the guest powers off, restarts, or its kernel panics.
 
 {}
 
