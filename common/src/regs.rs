@@ -98,6 +98,12 @@ impl fmt::Display for Bits {
     }
 }
 
+/// CS's base after reset, which no selector of real mode has.
+pub const RESET_BASE: u64 = 0xFFFF_0000;
+
+/// Where the first instruction comes from: 16 bytes below 4 GiB.
+pub const RESET_VECTOR: u64 = 0xFFFF_FFF0;
+
 /// How the processor reads its instructions (AMD APM vol. 2, 1.3 "Operating Modes").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -168,6 +174,11 @@ impl Registers {
             (_, _, 0) => Mode::Compatibility,
             _ => Mode::Long,
         }
+    }
+
+    /// Whether the processor stands at its very first instruction, as after reset (Intel SDM vol. 3, 10.1.4).
+    pub fn is_reset(&self) -> bool {
+        self.linear_rip() == RESET_VECTOR && self.sregs.cs.base == RESET_BASE
     }
 
     /// The width of the code that CS selects: 16, 32 or 64 bits.
@@ -414,11 +425,13 @@ mod tests {
     #[test]
     fn linear_addresses_of_16_bit_code_wrap_at_4_gib() {
         let mut reset = registers(0, 0, 0, 0);
-        reset.sregs.cs.base = 0xFFFF_0000;
+        reset.sregs.cs.base = RESET_BASE;
         reset.regs.rip = 0xFFF0;
-        assert_eq!(reset.linear_rip(), 0xFFFF_FFF0);
+        assert_eq!(reset.linear_rip(), RESET_VECTOR);
+        assert!(reset.is_reset());
         reset.regs.rip = 0x1_0000;
         assert_eq!(reset.linear_rip(), 0);
+        assert!(!reset.is_reset());
     }
 
     #[test]

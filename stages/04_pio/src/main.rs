@@ -130,8 +130,10 @@ fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode) -> Result<Ran, vcpu::
             other => break other.to_string(),
         }
     };
-    let at = Registers::of(vcpu)?.address();
-    ran.ending = Ending::Crashed(format!("{crash}, at {at}"));
+    // After a triple fault KVM on AMD resets the vCPU, and where it happened is forgotten.
+    let at = Registers::of(vcpu)?;
+    let at = if at.is_reset() { String::new() } else { format!(", at {}", at.address()) };
+    ran.ending = Ending::Crashed(crash + &at);
     Ok(ran)
 }
 

@@ -382,9 +382,7 @@ fn what_a_guest_has_printed_is_shown_while_it_computes() {
     terminal.send("\x03");
     assert_eq!(terminal.end(), -1, "ended by SIGINT");
 
-    let mut ran = stage_04([dir.path().join("asks.bin")]);
-    ran = ran.args(["--timeout", "0.5"]);
-    let ran = ran.run();
+    let ran = stage_04([dir.path().join("asks.bin")]).args(["--timeout", "2"]).run();
     ran.ended(4).stderr_has("--timeout");
     assert_eq!(ran.out(), "?");
 }
@@ -401,11 +399,11 @@ fn the_time_limit_ends_all_guests_and_keeps_what_they_printed() {
     let dir = tempfile::tempdir().unwrap();
     let spin = guest(dir.path(), "spin.bin", SPIN);
     let mut args = vec![PathBuf::from("counter"), spin];
-    args.extend(["--timeout", "2"].map(PathBuf::from));
+    args.extend(["--timeout", "4"].map(PathBuf::from));
     let ran = stage_04(args).run();
     ran.ended(4).stderr_has("1 of 2 programs were stopped");
     assert_eq!(ran.out(), counter());
-    assert!(ran.took >= Duration::from_secs(2));
+    assert!(ran.took >= Duration::from_secs(4));
 }
 
 #[test]
@@ -434,6 +432,8 @@ fn a_crash_is_one_clear_line() {
     ran.ended(1).stderr_has("fault.bin: crashed: KVM_EXIT_SHUTDOWN, a triple fault");
     assert_eq!(ran.err().lines().count(), 1, "{ran}");
     assert_eq!(ran.out(), "");
+    // Where it happened, unless KVM has reset the vCPU: then no address rather than a wrong one.
+    assert!(!ran.err().contains("F000:FFF0"), "{ran}");
 }
 
 #[test]
