@@ -123,18 +123,14 @@ impl Bus {
     }
 
     /// Each `size` bytes of `data` are one read of `addr`: string instructions (`rep insb` and its kin) arrive as
-    /// one exit for many accesses to the same port.
-    pub fn read_each(&self, addr: u64, size: usize, data: &mut [u8]) {
-        for access in data.chunks_mut(size) {
-            self.read(addr, access);
-        }
+    /// one exit for many accesses to the same port. `size` is not 0.
+    pub fn read_each(&self, addr: u64, size: usize, data: &mut [u8]) -> Option<&'static str> {
+        data.chunks_mut(size).fold(None, |_, access| self.read(addr, access))
     }
 
     /// Each `size` bytes of `data` are one write to `addr`, as with `rep outsb`.
-    pub fn write_each(&self, addr: u64, size: usize, data: &[u8]) {
-        for access in data.chunks(size) {
-            self.write(addr, access);
-        }
+    pub fn write_each(&self, addr: u64, size: usize, data: &[u8]) -> Option<&'static str> {
+        data.chunks(size).fold(None, |_, access| self.write(addr, access))
     }
 
     /// The device that has all of an access: one that reaches past its end belongs to nobody, as on a
@@ -200,8 +196,8 @@ mod tests {
             let probe = shared(Probe::default());
             let mut bus = Bus::new();
             bus.insert("probe", 0x10..0x18, probe.clone()).unwrap();
-            bus.write_each(0x13, size, &data);
-            bus.write_each(0x80, size, &data);
+            prop_assert_eq!(bus.write_each(0x13, size, &data), (count > 0).then_some("probe"));
+            prop_assert_eq!(bus.write_each(0x80, size, &data), None);
             let expected: Vec<_> = data.chunks(size).map(|access| (3, access.to_vec())).collect();
             prop_assert_eq!(&probe.lock().unwrap().0, &expected);
 

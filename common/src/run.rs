@@ -238,20 +238,11 @@ fn run_one(mut vcpu: Vcpu, ports: &Bus, mmio: &Bus, stop: &Stop) -> Exits {
         };
         let mut crash = None;
         let what = match exit {
-            // `rep outs` and `rep ins` come as one exit with several accesses of `size` bytes.
             Exit::IoOut { port, size, data } => {
-                let mut device = None;
-                for data in data.chunks(size) {
-                    device = ports.write(port.into(), data);
-                }
-                device.unwrap_or("port without a device")
+                ports.write_each(port.into(), size, data).unwrap_or("port without a device")
             }
             Exit::IoIn { port, size, data } => {
-                let mut device = None;
-                for data in data.chunks_mut(size) {
-                    device = ports.read(port.into(), data);
-                }
-                device.unwrap_or("port without a device")
+                ports.read_each(port.into(), size, data).unwrap_or("port without a device")
             }
             Exit::MmioRead { addr, data } => {
                 mmio.read(addr, data).unwrap_or("address without a device")
