@@ -23,6 +23,13 @@ const PUTCHAR: u64 = 4;
 /// `EOF` if the access has more than one byte.
 const GETCHAR: u64 = 8;
 
+/// What ends a guest that asks for it: an [`ExitCode`] that the run loop looks at, or, from stage 06 on, one
+/// that stops the loop.
+pub trait End: Send {
+    /// The guest wants to end with this code; 0 says that it ended well. Only the first call counts.
+    fn end(&self, code: u32);
+}
+
 /// The code with which a guest wants to end, once it does. Clones are the same one.
 #[derive(Clone, Debug, Default)]
 pub struct ExitCode(Arc<OnceLock<u32>>);
@@ -32,14 +39,17 @@ impl ExitCode {
     pub fn get(&self) -> Option<u32> {
         self.0.get().copied()
     }
+}
 
-    /// The first code counts.
-    fn set(&self, data: &[u8]) {
-        let mut code = [0; 4];
-        let len = data.len().min(4);
-        code[..len].copy_from_slice(&data[..len]);
-        let _ = self.0.set(u32::from_le_bytes(code));
+impl End for ExitCode {
+    fn end(&self, code: u32) {
+        let _ = self.0.set(code);
     }
+}
+
+/// The number that an access of at most four bytes writes.
+fn number(data: &[u8]) -> u32 {
+    data.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte))
 }
 
 /// The hypercall ports. An access that begins in the middle of one is dropped, or reads as ones.
@@ -67,7 +77,7 @@ impl Device for Hypercall {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match offset {
-            EXIT => self.exit.set(data),
+            EXIT => self.exit.end(number(data)),
             PUTCHAR => self.tty.print(data),
             _ => {}
         }
@@ -77,14 +87,14 @@ impl Device for Hypercall {
 /// The debug-exit port: the value written is the guest's exit code, 0 meaning that it ended well.
 ///
 /// QEMU's device makes an odd exit code of it, `value << 1 | 1`; here the exit codes have names of their own.
-pub struct DebugExit(pub ExitCode);
+pub struct DebugExit<E>(pub E);
 
-impl Device for DebugExit {
+impl<E: End> Device for DebugExit<E> {
     fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if offset == 0 {
-            self.0.set(data);
+            self.0.end(number(data));
         }
     }
 }

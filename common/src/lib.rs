@@ -7,7 +7,7 @@
 //! | 03 | [`deadline`], [`disasm`], [`mod@file`], [`regs`], [`step`], [`vcpu`] |
 //! | 04 | [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
-//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`debug_exit`] |
+//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
 //! | 07 | [`disk_image`], [`ata`], [`cmos`] |
 //! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`] |
 //!
@@ -77,8 +77,6 @@ pub mod scratch;
 #[cfg(feature = "stage05")]
 pub mod text_screen;
 
-#[cfg(feature = "stage06")]
-pub mod debug_exit;
 #[cfg(feature = "stage06")]
 pub mod e820;
 #[cfg(feature = "stage06")]

@@ -18,6 +18,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::error::{Blame, Blamed};
+use crate::hypercall::End;
 use crate::vcpu::{self, Exit, InternalError, Vcpu};
 
 /// Why the vCPUs could not be run.
@@ -134,6 +135,13 @@ impl Stop {
 
     fn asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
+    }
+}
+
+/// The debug-exit port ends a machine. Exit codes have 8 bits: a greater one is no success either.
+impl End for Stop {
+    fn end(&self, code: u32) {
+        self.now(Ending::Exited(u8::try_from(code).unwrap_or(u8::MAX)));
     }
 }
 

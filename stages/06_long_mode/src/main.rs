@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use cli::Ended;
 use cli::console::{self, Console};
 use common::bus::{Bus, shared};
-use common::debug_exit::{self, DebugExit};
+use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
 use common::layout::PROGRAM;
 use common::memory::{Ram, Vm};
@@ -122,8 +122,7 @@ fn machine(args: Args) -> Result<Ended> {
     let mut ports = Bus::new();
     let com1 = u64::from(uart::COM1)..u64::from(uart::COM1 + uart::PORTS);
     ports.insert("serial port", com1, uart.clone())?;
-    let debug_exit = u64::from(debug_exit::PORT)..u64::from(debug_exit::PORT) + 1;
-    ports.insert("debug exit", debug_exit, shared(DebugExit::new(stop)))?;
+    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop)))?;
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;

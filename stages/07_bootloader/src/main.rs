@@ -15,8 +15,8 @@ use cli::console::{self, Console};
 use common::ata::{self, Ata, FileSectors, Sectors};
 use common::bus::{Bus, shared};
 use common::cmos::{self, Cmos};
-use common::debug_exit::{self, DebugExit};
 use common::disk_image::{self, SECTOR};
+use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
 use common::layout::BOOT_SECTOR;
 use common::memory::Vm;
@@ -96,7 +96,7 @@ fn machine(args: Args) -> Result<Ended> {
     ports.insert("disk control", range(ata::CONTROL_PORT, 1), control)?;
     ports.insert("CMOS", range(cmos::PORT, cmos::PORTS), shared(Cmos::new(args.memory)))?;
     ports.insert("serial port", range(uart::COM1, uart::PORTS), uart.clone())?;
-    ports.insert("debug exit", range(debug_exit::PORT, 1), shared(DebugExit::new(stop)))?;
+    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop)))?;
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
