@@ -13,7 +13,7 @@ use common::layout::BOOT_SECTOR;
 use common::memory::Vm;
 use common::run::{self, Ending, Stop};
 use common::vcpu::Vcpu;
-use common::{debug_exit, kvm, uart};
+use common::{hypercall, kvm, uart};
 use kvm_bindings::kvm_regs;
 use testkit::{Program, Ran};
 use vm_memory::{Bytes, GuestAddress};
@@ -165,7 +165,7 @@ fn what_is_in_memory_is_what_was_on_the_disk() {
     let (base, length): (u64, u64) =
         (ram.read_obj(GuestAddress(0x5038)).unwrap(), ram.read_obj(GuestAddress(0x5040)).unwrap());
     assert_eq!((base, length), (1 << 20, 63 << 20));
-    assert_eq!(debug_exit::PORT, guests::boot::DEBUG_EXIT_PORT);
+    assert_eq!(hypercall::DEBUG_EXIT.start, u64::from(guests::boot::DEBUG_EXIT_PORT));
 }
 
 #[test]
