@@ -3,16 +3,25 @@
 //! Each boot takes seconds in the lab, so the checks from inside share one.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use cli::cache;
-use common::layout::ram_ranges;
-use common::memory::Ram;
-use common::{e820, linux};
+use common::bus::{Bus, shared};
+use common::i8042::I8042;
+use common::irqfd::{self, Irqfd};
+use common::layout::{MMIO_HOLE_END, ram_ranges};
+use common::memory::{Ram, SlotFlags, Vm};
+use common::run::{self, Ending};
+use common::uart::{self, Uart};
+use common::vcpu::Vcpu;
+use common::{acpi, cpuid, e820, kvm, linux};
 use testkit::{Dialogue, Program, Ran};
+use vm_memory::GuestAddress;
 
 /// A boot on a busy machine without hardware virtualization.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -162,18 +171,60 @@ fn a_kernel_panic_is_a_crash() {
     ran.ended(1).stderr_has("the guest's kernel panicked: VFS: Unable to mount root fs");
 }
 
+/// What the guest prints, for a machine in this process.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
-fn a_vmlinux_has_memory_on_both_sides_of_the_hole_and_restarts() {
+fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     let dir = tempfile::tempdir().unwrap();
-    let kernel = file(&dir, "vmlinux", &vmlinux());
-    let script = "free -m\ndmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n";
-    let ran = boot(&["--kernel", &kernel, "--memory", "4608M"], script);
-    ran.ended(0).stdout_has("Restarting system");
-    let total = answer(&ran, "free -m")[1].split_whitespace().nth(1).unwrap().parse::<u32>();
-    assert!((4200..4608).contains(&total.unwrap()));
-    // 3328 MiB below the hole, the rest from 4 GiB on.
-    let above = answer(&ran, "dmesg | grep BIOS-e820: | tail -n 1").concat();
-    assert!(above.ends_with("[mem 0x0000000100000000-0x000000014fffffff] usable"), "{above}");
+    let vmlinux = file(&dir, "vmlinux", &vmlinux());
+    // The hole begins at 3328 MiB, and few machines that run this have so much memory. So this one is put
+    // together here, with less below the hole.
+    let kvm = kvm::open().unwrap();
+    let vm = Vm::new(&kvm).unwrap();
+    vm.add_slot(0, GuestAddress(0), 384 << 20, SlotFlags::default()).unwrap();
+    vm.add_slot(1, MMIO_HOLE_END, 256 << 20, SlotFlags::default()).unwrap();
+    let ram = vm.ram();
+    let kernel = linux::load_kernel(&ram, Path::new(&vmlinux)).unwrap();
+    let initrd = linux::load_initrd(&ram, &kernel, &cache::default_initrd()).unwrap();
+    let rsdp = acpi::write_tables(&ram, 1).unwrap();
+    linux::write_boot_params(&ram, &kernel, Some(initrd), linux::DEFAULT_CMDLINE, rsdp).unwrap();
+    irqfd::create_irqchip(&vm).unwrap();
+    irqfd::create_pit(&vm).unwrap();
+    let vcpu = Vcpu::new(&vm, 0).unwrap();
+    cpuid::set(&kvm, &vcpu, 1).unwrap();
+    linux::enter(&vcpu, &ram, &kernel).unwrap();
+
+    let (stop, stopped) = run::stop();
+    let printed = Printed::default();
+    let line = Irqfd::new(&vm, uart::COM1_IRQ).unwrap();
+    let uart = shared(Uart::new(line, printed.clone()));
+    let mut ports = Bus::new();
+    ports.insert("serial port", 0x3F8..0x400, uart.clone()).unwrap();
+    ports.insert("i8042", 0x60..0x65, shared(I8042::new(stop))).unwrap();
+    thread::spawn(move || {
+        uart::type_in(&uart, b"free -m\ndmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n")
+    });
+    let (ending, _) = run::run(vec![vcpu], ports, Bus::new(), stopped, Some(PATIENCE)).unwrap();
+
+    let printed = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();
+    assert_eq!(ending, Ending::Reset, "{printed}");
+    let above = "BIOS-e820: [mem 0x0000000100000000-0x000000010fffffff] usable";
+    assert!(printed.contains(above), "{printed}");
+    let free = printed.split("Mem:").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let total: u32 = free.unwrap().parse().unwrap();
+    assert!((500..640).contains(&total), "{printed}");
 }
 
 #[test]
@@ -273,7 +324,7 @@ fn memory_that_makes_no_sense_gets_one_line() {
         ("0M", "expected a multiple of 4 KiB, at least one page"),
         ("1025K", "expected a multiple of 4 KiB"),
         ("32M", "of memory to unpack itself, the guest has 32 MiB; give a larger --memory"),
-        ("4096T", "give a smaller --memory"),
+        ("4096T", "this host has"),
     ] {
         program().args(["--memory", size]).run().refused(2, why);
     }
