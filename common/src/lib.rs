@@ -9,7 +9,7 @@
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
 //! | 07 | [`disk_image`], [`ata`], [`cmos`] |
-//! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`] |
+//! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`], [`msr`], [`panic_watch`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -103,3 +103,7 @@ pub mod cpuid;
 pub mod i8042;
 #[cfg(feature = "stage08")]
 pub mod linux;
+#[cfg(feature = "stage08")]
+pub mod msr;
+#[cfg(feature = "stage08")]
+pub mod panic_watch;

@@ -13,11 +13,11 @@ use cli::{Ended, cache, size};
 use common::bus::{Bus, shared};
 use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
-use common::linux::{self, PanicWatch};
 use common::memory::Vm;
+use common::panic_watch::PanicWatch;
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
-use common::{acpi, cpuid, kvm, run};
+use common::{acpi, cpuid, kvm, linux, msr, run};
 
 /// How many vCPUs the machine has.
 const VCPUS: u8 = 1;
@@ -93,6 +93,7 @@ fn boot(args: Args) -> Result<Ended> {
     irqfd::create_pit(&vm)?;
     let vcpu = Vcpu::new(&vm, 0)?;
     cpuid::set(&kvm, &vcpu, VCPUS)?;
+    msr::set(&vcpu)?;
     linux::enter(&vcpu, &ram, &kernel)?;
 
     // What the guest finds at its ports: a console, and two ways to end the machine.
