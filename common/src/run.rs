@@ -35,6 +35,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A device panicked: a mistake of ours, which must not leave the machine waiting for ever.
+    #[error("the thread of vCPU {0} panicked; this is a mistake in the monitor, please report it")]
+    Panic(u8),
     /// `KVM_RUN` itself failed.
     #[error(transparent)]
     Vcpu(#[from] vcpu::Error),
@@ -193,9 +196,10 @@ pub fn run(
     for vcpu in vcpus {
         let id = vcpu.id();
         let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
-        let thread = thread::Builder::new()
-            .name(format!("vcpu{id}"))
-            .spawn(move || run_one(vcpu, &buses.0, &buses.1, &its_stop));
+        let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
+            let _report = ReportPanic { vcpu: id, stop: its_stop.clone() };
+            run_one(vcpu, &buses.0, &buses.1, &its_stop)
+        });
         match thread {
             Ok(thread) => threads.push(thread),
             Err(source) => {
@@ -229,6 +233,20 @@ pub fn run(
         }
     }
     Ok((ending?, exits))
+}
+
+/// Ends the machine if its thread panics.
+struct ReportPanic {
+    vcpu: u8,
+    stop: Stop,
+}
+
+impl Drop for ReportPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.stop.send(Err(Error::Panic(self.vcpu)));
+        }
+    }
 }
 
 extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

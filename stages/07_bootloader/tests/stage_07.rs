@@ -10,8 +10,8 @@ use common::bus::{Bus, Device, shared};
 use common::cmos::{self, Cmos};
 use common::disk_image::{self, SECTOR};
 use common::layout::BOOT_SECTOR;
-use common::memory::Vm;
-use common::run::{self, Ending, Stop};
+use common::memory::{Ram, Vm};
+use common::run::{self, Ending, Stop, Stopped};
 use common::vcpu::Vcpu;
 use common::{hypercall, kvm, uart};
 use kvm_bindings::kvm_regs;
@@ -110,8 +110,8 @@ impl Device for Serial {
     }
 }
 
-#[test]
-fn what_is_in_memory_is_what_was_on_the_disk() {
+/// The stage's machine, with `serial` for a serial port, up to its end.
+fn run_with(serial: impl Device + 'static, stopped: Stopped) -> (Ram, Result<Ending, run::Error>) {
     let disk = built_in_disk();
     let kvm = kvm::open().unwrap();
     let vm = Vm::with_ram(&kvm, 64 << 20).unwrap();
@@ -122,19 +122,37 @@ fn what_is_in_memory_is_what_was_on_the_disk() {
     vcpu.start_real_mode(BOOT_SECTOR).unwrap();
     vcpu.set_regs(&kvm_regs { rdx: 0x80, ..vcpu.regs().unwrap() }).unwrap();
 
-    let (stop, stopped) = run::stop();
-    let (lines, printed) = channel();
-    let ata = shared(Ata::new(disk.clone()));
+    let ata = shared(Ata::new(disk));
     let mut ports = Bus::new();
     let at = |first: u16, count: u16| u64::from(first)..u64::from(first + count);
     ports.insert("disk", at(ata::PORT, ata::PORTS), ata.clone()).unwrap();
     ports.insert("control", at(ata::CONTROL_PORT, 1), shared(Control(ata))).unwrap();
     ports.insert("CMOS", at(cmos::PORT, cmos::PORTS), shared(Cmos::new(64 << 20))).unwrap();
-    let serial = Serial { printed: String::new(), stop, lines };
     ports.insert("serial", at(uart::COM1, uart::PORTS), shared(serial)).unwrap();
     let limit = Some(Duration::from_secs(60));
-    let (ending, _) = run::run(vec![vcpu], ports, Bus::new(), stopped, limit).unwrap();
-    assert_eq!(ending, Ending::Left, "{:?}", printed.try_recv());
+    (ram, run::run(vec![vcpu], ports, Bus::new(), stopped, limit).map(|(ending, _)| ending))
+}
+
+#[test]
+fn a_device_that_panics_does_not_leave_the_machine_waiting() {
+    struct Broken;
+    impl Device for Broken {
+        fn read(&mut self, _: u64, _: &mut [u8]) {
+            panic!("this panic is part of the test");
+        }
+        fn write(&mut self, _: u64, _: &[u8]) {}
+    }
+    let (_, ending) = run_with(Broken, run::stop().1);
+    assert!(matches!(ending, Err(run::Error::Panic(0))), "{ending:?}");
+}
+
+#[test]
+fn what_is_in_memory_is_what_was_on_the_disk() {
+    let disk = built_in_disk();
+    let (stop, stopped) = run::stop();
+    let (lines, printed) = channel();
+    let (ram, ending) = run_with(Serial { printed: String::new(), stop, lines }, stopped);
+    assert_eq!(ending.unwrap(), Ending::Left, "{:?}", printed.try_recv());
 
     // The second stage, header included, stands at 0x8000 as on the disk.
     let mut loaded = [0; 20];

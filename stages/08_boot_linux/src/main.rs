@@ -43,7 +43,7 @@ struct Args {
     #[arg(long, conflicts_with = "initrd")]
     no_initrd: bool,
 
-    /// The kernel's command line, instead of the default one
+    /// The kernel's command line, instead of the default one. Without console=ttyS0 nothing is seen
     #[arg(long, value_name = "TEXT", default_value = linux::DEFAULT_CMDLINE)]
     cmdline: String,
 

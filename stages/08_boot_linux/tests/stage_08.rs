@@ -163,6 +163,11 @@ fn linux_sees_the_machine_that_it_was_given() {
 }
 
 #[test]
+fn a_restart_ends_the_machine() {
+    boot(&[], "reboot -f\n").ended(0).stdout_has("Restarting system");
+}
+
+#[test]
 fn a_kernel_panic_is_a_crash() {
     let ran = boot(&[], "echo c > /proc/sysrq-trigger\n");
     ran.ended(1).stderr_has("the guest's kernel panicked: sysrq triggered crash");
