@@ -282,3 +282,25 @@ fn too_little_memory_is_said_by_who_notices() {
     program().args(["--memory", "4K"]).run().refused(2, "--memory is too small for a PC");
     program().args(["--memory", "0M"]).run().refused(2, "expected a multiple of 4 KiB");
 }
+
+/// The image leans on nothing that only our machine has.
+#[test]
+fn the_image_boots_a_pc_with_a_firmware_of_its_own() {
+    let disks = Disks::new();
+    let image = disks.write("boot.img", &built_in_disk());
+    if std::process::Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
+        eprintln!("skipped: QEMU is not installed here");
+        return;
+    }
+    let drive = format!("file={},format=raw", image.display());
+    let mut pc = Program::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-m", "64", "-nographic", "-no-reboot", "-drive", &drive])
+        .args(["-device", "isa-debug-exit,iobase=0xf4"])
+        .on_terminal();
+    pc.expect("boot sector: loading stage 2").expect("by a boot loader on a disk");
+    // QEMU's memory registers say the same as ours.
+    pc.expect("of 64244 KiB free").expect(PROMPT).send("calc 6*7\r").expect("\n42");
+    pc.expect(PROMPT).send("exit\r");
+    // isa-debug-exit makes 2n + 1 of n.
+    assert_eq!(pc.end(), 1);
+}
