@@ -15,7 +15,7 @@ use std::{panic, thread};
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use common::run::{Ending, Stop};
+use common::run::{Ending, Exits, Stop};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -48,6 +48,13 @@ pub struct Flags {
     /// End with exit code 4 if the guest has not ended after SECS seconds
     #[arg(long, value_name = "SECS", value_parser = crate::seconds)]
     pub timeout: Option<Duration>,
+}
+
+/// Prints what `--stats` asks for, on stderr: how often the guest exited, and for what.
+pub fn print_exits(exits: &Exits) {
+    for (what, count) in exits {
+        anstream::eprintln!("{count:>10} exits: {what}");
+    }
 }
 
 /// The console, from the machine's start to its end.

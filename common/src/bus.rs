@@ -31,6 +31,11 @@ pub trait Interrupt: Send {
 /// A device on a bus, shared by the vCPUs and by whoever feeds it input.
 pub type Shared<D> = Arc<Mutex<D>>;
 
+/// A device's ports, `count` of them from `first` on, as addresses on a bus.
+pub fn ports(first: u16, count: u16) -> Range<u64> {
+    u64::from(first)..u64::from(first) + u64::from(count)
+}
+
 /// Makes a device that can be put on a bus and kept at hand.
 pub fn shared<D: Device>(device: D) -> Shared<D> {
     Arc::new(Mutex::new(device))

@@ -44,7 +44,7 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         touch,
         #[cfg(feature = "stage03")]
         deadline,
-        #[cfg(feature = "stage03")]
+        #[cfg(feature = "stage04")]
         file,
         #[cfg(feature = "stage03")]
         vcpu,

@@ -1,4 +1,4 @@
-//! Introduced by stage 03: the files that guests are made of, opened without surprises.
+//! Introduced by stage 04: the files that guests are made of, opened without surprises.
 //!
 //! What a user names may be a directory, a FIFO that never delivers, or a device. A guest's program, kernel or
 //! disk is a regular file with at least one byte; anything else is refused before it is read.

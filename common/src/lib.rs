@@ -4,8 +4,8 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
-//! | 03 | [`deadline`], [`disasm`], [`mod@file`], [`regs`], [`step`], [`vcpu`] |
-//! | 04 | [`bus`], [`hypercall`], [`serial`], [`teletype`] |
+//! | 03 | [`deadline`], [`disasm`], [`regs`], [`step`], [`vcpu`] |
+//! | 04 | [`mod@file`], [`file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
 //! | 07 | [`disk_image`], [`ata`], [`cmos`] |
@@ -30,8 +30,7 @@ mod deadline;
 pub mod deadline;
 #[cfg(feature = "stage03")]
 pub mod disasm;
-#[cfg(feature = "stage03")]
-pub mod file;
+
 #[cfg(all(feature = "stage01", not(feature = "stage02")))]
 #[allow(dead_code, reason = "the check-up uses a part of it")]
 mod layout;
@@ -57,6 +56,8 @@ pub mod step;
 
 #[cfg(feature = "stage04")]
 pub mod bus;
+#[cfg(feature = "stage04")]
+pub mod file;
 #[cfg(feature = "stage04")]
 pub mod hypercall;
 #[cfg(feature = "stage04")]

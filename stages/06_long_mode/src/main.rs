@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use cli::Ended;
 use cli::console::{self, Console};
-use common::bus::{Bus, shared};
+use common::bus::{self, Bus, shared};
 use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
 use common::layout::PROGRAM;
@@ -120,8 +120,7 @@ fn machine(args: Args) -> Result<Ended> {
     let console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, console.screen()));
     let mut ports = Bus::new();
-    let com1 = u64::from(uart::COM1)..u64::from(uart::COM1 + uart::PORTS);
-    ports.insert("serial port", com1, uart.clone())?;
+    ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop)))?;
 
     // Keys go in, the guest runs, and how it ended is how we end.
@@ -133,9 +132,7 @@ fn machine(args: Args) -> Result<Ended> {
         anstream::eprint!("{}", records::table(&ram)?);
     }
     if args.stats {
-        for (what, count) in exits {
-            anstream::eprintln!("{count:>10} exits: {what}");
-        }
+        console::print_exits(&exits);
     }
     Ok(ended)
 }

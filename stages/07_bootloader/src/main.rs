@@ -4,7 +4,6 @@
 //! loads one sector of 512 bytes, and what stands in them has to find its own way to a kernel.
 
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,7 +12,7 @@ use clap::Parser;
 use cli::Ended;
 use cli::console::{self, Console};
 use common::ata::{self, Ata, FileSectors, Sectors};
-use common::bus::{Bus, shared};
+use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::disk_image::{self, SECTOR};
 use common::hypercall::{self, DebugExit};
@@ -92,10 +91,10 @@ fn machine(args: Args) -> Result<Ended> {
     let ata = shared(disk);
     let control = shared(ata::Control(ata.clone()));
     let mut ports = Bus::new();
-    ports.insert("disk", range(ata::PORT, ata::PORTS), ata)?;
-    ports.insert("disk control", range(ata::CONTROL_PORT, 1), control)?;
-    ports.insert("CMOS", range(cmos::PORT, cmos::PORTS), shared(Cmos::new(args.memory)))?;
-    ports.insert("serial port", range(uart::COM1, uart::PORTS), uart.clone())?;
+    ports.insert("disk", bus::ports(ata::PORT, ata::PORTS), ata)?;
+    ports.insert("disk control", bus::ports(ata::CONTROL_PORT, 1), control)?;
+    ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(Cmos::new(args.memory)))?;
+    ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop)))?;
 
     // Keys go in, the guest runs, and how it ended is how we end.
@@ -103,9 +102,7 @@ fn machine(args: Args) -> Result<Ended> {
     let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
     let ended = console.finish(&ending);
     if args.stats {
-        for (what, count) in exits {
-            anstream::eprintln!("{count:>10} exits: {what}");
-        }
+        console::print_exits(&exits);
     }
     Ok(ended)
 }
@@ -133,11 +130,6 @@ fn insert(mut disk: impl Sectors + 'static) -> Result<([u8; SECTOR], Ata)> {
     disk.read(0, &mut boot_sector).context("cannot read the first sector")?;
     disk_image::check_boot_sector(&boot_sector)?;
     Ok((boot_sector, Ata::new(disk)))
-}
-
-/// A device's ports as a range of addresses on the bus.
-fn range(first: u16, count: u16) -> Range<u64> {
-    u64::from(first)..u64::from(first) + u64::from(count)
 }
 
 fn after_help() -> String {

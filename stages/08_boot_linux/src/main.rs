@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use cli::console::{self, Console};
 use cli::{Ended, cache, size};
-use common::bus::{Bus, shared};
+use common::bus::{self, Bus, shared};
 use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
 use common::memory::Vm;
@@ -102,27 +102,20 @@ fn boot(args: Args) -> Result<Ended> {
     let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, screen));
     let mut ports = Bus::new();
-    ports.insert("serial port", ports_of(uart::COM1, uart::PORTS), uart.clone())?;
+    ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
     let i8042 = shared(I8042::new(stop.clone()));
-    ports.insert("i8042", ports_of(i8042::PORT, i8042::PORTS), i8042)?;
+    ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
     let pm1 = shared(acpi::Pm1::new(stop));
-    ports.insert("ACPI PM1", ports_of(acpi::PM1_PORT, acpi::PM1_PORTS), pm1)?;
+    ports.insert("ACPI PM1", bus::ports(acpi::PM1_PORT, acpi::PM1_PORTS), pm1)?;
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
     let ended = console.finish(&panicked.judge(ending));
     if args.stats {
-        for (what, count) in exits {
-            anstream::eprintln!("{count:>10} exits: {what}");
-        }
+        console::print_exits(&exits);
     }
     Ok(ended)
-}
-
-/// A device's ports as a range of addresses on the bus.
-fn ports_of(first: u16, count: u16) -> std::ops::Range<u64> {
-    u64::from(first)..u64::from(first) + u64::from(count)
 }
 
 /// The kernel and the initrd: the ones that were named, else the default ones.
