@@ -48,13 +48,10 @@ pub struct Flags {
     /// End with exit code 4 if the guest has not ended after SECS seconds
     #[arg(long, value_name = "SECS", value_parser = crate::seconds)]
     pub timeout: Option<Duration>,
-}
 
-/// Prints what `--stats` asks for, on stderr: how often the guest exited, and for what.
-pub fn print_exits(exits: &Exits) {
-    for (what, count) in exits {
-        anstream::eprintln!("{count:>10} exits: {what}");
-    }
+    /// At the end, print how often the guest exited, and for what
+    #[arg(long)]
+    pub stats: bool,
 }
 
 /// The console, from the machine's start to its end.
@@ -63,6 +60,7 @@ pub struct Console {
     screen: Screen,
     stop: Stop,
     raw: bool,
+    stats: bool,
 }
 
 impl Console {
@@ -80,7 +78,7 @@ impl Console {
         if raw {
             terminal::take()?;
         }
-        Ok(Self { screen, stop, raw })
+        Ok(Self { screen, stop, raw, stats: flags.stats })
     }
 
     /// Where the guest's output goes. What has come together is written at once, by a thread of its
@@ -100,13 +98,14 @@ impl Console {
     }
 
     /// Prints what the guest has left, gives the terminal back, and says how a machine ended that
-    /// did not end well.
-    pub fn finish(self, ending: &Ending) -> Ended {
+    /// did not end well; and with `--stats` what it exited for.
+    pub fn finish(self, ending: &Ending, exits: &Exits) -> Ended {
         if !matches!(ending, Ending::Left | Ending::TimedOut) {
             self.screen.drain(None);
         }
+        let stats = self.stats;
         drop(self);
-        match ending {
+        let ended = match ending {
             Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left => Ended::Well,
             Ending::TimedOut => {
                 anstream::eprintln!("the time given with --timeout ran out: the guest was stopped");
@@ -124,7 +123,11 @@ impl Console {
                 anstream::eprintln!("the guest crashed: {crash}");
                 Ended::GuestCrashed
             }
+        };
+        if stats {
+            exits.iter().for_each(|(what, count)| anstream::eprintln!("{count:>10} exits: {what}"));
         }
+        ended
     }
 }
 

@@ -12,7 +12,12 @@ pub struct Scratch {
 impl Scratch {
     /// `size` bytes of zeros.
     pub fn new(size: usize) -> Self {
-        Self { bytes: vec![0; size], writes: 0 }
+        Self::holding(vec![0; size])
+    }
+
+    /// What reads as `bytes` until it is written.
+    pub fn holding(bytes: Vec<u8>) -> Self {
+        Self { bytes, writes: 0 }
     }
 
     /// What the guest has written so far.

@@ -6,6 +6,7 @@
 //! each access is an exit, and this device holds the bytes.
 
 use crate::bus::Device;
+use crate::scratch::Scratch;
 
 /// Cells in a row.
 pub const COLUMNS: usize = 80;
@@ -65,8 +66,7 @@ impl Cell {
 /// The screen's memory.
 #[derive(Debug)]
 pub struct TextScreen {
-    bytes: [u8; SIZE],
-    writes: u64,
+    memory: Scratch,
 }
 
 impl Default for TextScreen {
@@ -78,9 +78,7 @@ impl Default for TextScreen {
 impl TextScreen {
     /// A screen of blanks.
     pub fn new() -> Self {
-        let mut bytes = [b' '; SIZE];
-        bytes.iter_mut().skip(1).step_by(2).for_each(|byte| *byte = DEFAULT_ATTRIBUTE);
-        Self { bytes, writes: 0 }
+        Self { memory: Scratch::holding([b' ', DEFAULT_ATTRIBUTE].repeat(COLUMNS * ROWS)) }
     }
 
     /// The cells of row `row`, 0 to 24.
@@ -88,14 +86,14 @@ impl TextScreen {
     /// # Panics
     /// If there is no such row.
     pub fn row(&self, row: usize) -> impl ExactSizeIterator<Item = Cell> + Clone {
-        self.bytes[row * COLUMNS * 2..][..COLUMNS * 2]
+        self.memory.bytes()[row * COLUMNS * 2..][..COLUMNS * 2]
             .chunks_exact(2)
             .map(|cell| Cell { code: cell[0], attribute: cell[1] })
     }
 
     /// How often the guest has written: whoever draws the screen compares it with the last time.
     pub fn writes(&self) -> u64 {
-        self.writes
+        self.memory.writes()
     }
 
     /// The screen as plain text, without the blanks that end rows and the blank rows that end it.
@@ -109,26 +107,15 @@ impl TextScreen {
         text.truncate(text.trim_end().len());
         text
     }
-
-    /// The bytes of an access, if it lies on the screen.
-    fn at(&mut self, offset: u64, len: usize) -> Option<&mut [u8]> {
-        let start = usize::try_from(offset).ok()?;
-        self.bytes.get_mut(start..start.checked_add(len)?)
-    }
 }
 
 impl Device for TextScreen {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if let Some(bytes) = self.at(offset, data.len()) {
-            data.copy_from_slice(bytes);
-        }
+        self.memory.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let Some(bytes) = self.at(offset, data.len()) {
-            bytes.copy_from_slice(data);
-            self.writes += 1;
-        }
+        self.memory.write(offset, data);
     }
 }
 
@@ -197,7 +184,7 @@ mod tests {
             ),
         ) {
             let mut screen = TextScreen::new();
-            let mut model = screen.bytes.to_vec();
+            let mut model = screen.memory.bytes().to_vec();
             for (offset, data) in &writes {
                 screen.write(*offset, data);
                 if let Some(end) = offset.checked_add(data.len() as u64)

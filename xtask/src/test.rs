@@ -96,10 +96,16 @@ fn workspace_checks() -> Vec<Check> {
         Check::cargo("format", &["fmt", "--all", "--check"]),
         Check::cargo("format of the guest kernel", &["fmt", "--all", "--check"]).in_guest_kernel(),
         Check::cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-Dwarnings"]),
-        Check::cargo("clippy of the guest kernel", &["clippy", "--", "-Dwarnings"])
-            .in_guest_kernel(),
+        Check::cargo(
+            "clippy of the guest kernel",
+            &["clippy", "--all-targets", "--", "-Dwarnings"],
+        )
+        .in_guest_kernel(),
         Check::cargo("docs", &["doc", "--workspace", "--no-deps", "--document-private-items"])
             .env("RUSTDOCFLAGS", "-Dwarnings"),
+        Check::cargo("docs of the guest kernel", &["doc", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-Dwarnings")
+            .in_guest_kernel(),
     ];
     // Alone, a stage's `common` has only what the stages up to it introduced.
     checks.extend(STAGES.iter().map(|stage| {
@@ -220,13 +226,10 @@ impl Check {
         self
     }
 
-    /// Runs the check with its output in a log, and prints a line when it begins to take time and one
-    /// when it ends.
+    /// Runs the check with its output in a log, and prints a line when it begins and one when it ends.
     fn run(mut self) -> Result<Outcome> {
         let live = stderr().is_terminal();
-        if live {
-            eprint!("     {} …\r", self.name);
-        }
+        eprint!("   … {}{}", self.name, if live { "\r" } else { "\n" });
         let outcome = self.finish()?;
         outcome.print(if live { "\x1b[K" } else { "" });
         Ok(outcome)
@@ -277,6 +280,7 @@ fn run_side_by_side(checks: Vec<Check>, lanes: usize) -> Result<Vec<Outcome>> {
                         let Some(mut check) = queue.lock().unwrap().next() else {
                             return Ok(());
                         };
+                        eprintln!("   … {}", check.name);
                         let outcome = check.finish()?;
                         outcome.print("");
                         outcomes.lock().unwrap().push(outcome);

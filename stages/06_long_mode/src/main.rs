@@ -50,10 +50,6 @@ struct Args {
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = cli::size::parse)]
     memory: u64,
 
-    /// At the end, print how often the guest exited, and for what
-    #[arg(long)]
-    stats: bool,
-
     #[command(flatten)]
     console: console::Flags,
 }
@@ -126,13 +122,10 @@ fn machine(args: Args) -> Result<Ended> {
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
-    let ended = console.finish(&ending);
+    let ended = console.finish(&ending, &exits);
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {
         anstream::eprint!("{}", records::table(&ram)?);
-    }
-    if args.stats {
-        console::print_exits(&exits);
     }
     Ok(ended)
 }

@@ -55,10 +55,6 @@ struct Args {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     memory: u64,
 
-    /// At the end, print how often the guest exited, and for what
-    #[arg(long)]
-    stats: bool,
-
     #[command(flatten)]
     console: console::Flags,
 }
@@ -111,11 +107,7 @@ fn boot(args: Args) -> Result<Ended> {
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
-    let ended = console.finish(&panicked.judge(ending));
-    if args.stats {
-        console::print_exits(&exits);
-    }
-    Ok(ended)
+    Ok(console.finish(&panicked.judge(ending), &exits))
 }
 
 /// The kernel and the initrd: the ones that were named, else the default ones.
