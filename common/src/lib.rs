@@ -5,7 +5,7 @@
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
 //! | 03 | [`deadline`], [`disasm`], [`regs`], [`step`], [`vcpu`] |
-//! | 04 | [`mod@file`], [`file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
+//! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
 //! | 07 | [`disk_image`], [`ata`], [`cmos`] |
