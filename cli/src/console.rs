@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{panic, thread};
 
 use clap::Args;
@@ -20,7 +20,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::Ended;
+use crate::{CannotPrint, Ended, print_error};
 
 /// Ctrl-A, which begins a command to the program itself.
 const ESCAPE: u8 = 0x01;
@@ -61,6 +61,8 @@ pub struct Console {
     stop: Stop,
     raw: bool,
     stats: bool,
+    /// When the time given is over.
+    deadline: Option<Instant>,
 }
 
 impl Console {
@@ -78,7 +80,8 @@ impl Console {
         if raw {
             terminal::take()?;
         }
-        Ok(Self { screen, stop, raw, stats: flags.stats })
+        let deadline = flags.timeout.map(|timeout| Instant::now() + timeout);
+        Ok(Self { screen, stop, raw, stats: flags.stats, deadline })
     }
 
     /// Where the guest's output goes. What has come together is written at once, by a thread of its
@@ -93,39 +96,54 @@ impl Console {
         // thread, too.
         let (sender, keys): (SyncSender<Vec<u8>>, Receiver<_>) = sync_channel(64);
         spawn("typist", move || keys.iter().for_each(|keys| guest(&keys)))?;
-        let (stop, raw) = (self.stop.clone(), self.raw);
-        spawn("stdin", move || if raw { read_keys(&sender, &stop) } else { read_pipe(&sender) })
+        let (stop, screen, raw) = (self.stop.clone(), self.screen(), self.raw);
+        let leave = move || {
+            stop.now(Ending::Left);
+            screen.hurry();
+        };
+        spawn("stdin", move || if raw { read_keys(&sender, leave) } else { read_pipe(&sender) })
     }
 
     /// Prints what the guest has left, gives the terminal back, and says how a machine ended that
     /// did not end well; and with `--stats` what it exited for.
     pub fn finish(self, ending: &Ending, exits: &Exits) -> Ended {
-        if !matches!(ending, Ending::Left | Ending::TimedOut) {
-            self.screen.drain(None);
-        }
-        let stats = self.stats;
+        let ended = !matches!(ending, Ending::Left | Ending::TimedOut);
+        let late = ended && !self.screen.drain(self.deadline);
+        let (stats, screen) = (self.stats, self.screen());
         drop(self);
         let ended = match ending {
-            Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left => Ended::Well,
+            Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left if late => {
+                crate::eprintln!("the time given with --timeout ran out: nobody reads the console");
+                Ended::TimedOut
+            }
+            Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left => {
+                match screen.error() {
+                    None => Ended::Well,
+                    Some(error) => {
+                        print_error(&CannotPrint(error).into());
+                        Ended::HostCannot
+                    }
+                }
+            }
             Ending::TimedOut => {
-                anstream::eprintln!("the time given with --timeout ran out: the guest was stopped");
+                crate::eprintln!("the time given with --timeout ran out: the guest was stopped");
                 Ended::TimedOut
             }
             Ending::Exited(code) => {
-                anstream::eprintln!("the guest ended with code {code}: it says that it failed");
+                crate::eprintln!("the guest ended with code {code}: it says that it failed");
                 Ended::GuestCrashed
             }
             Ending::Panicked(reason) => {
-                anstream::eprintln!("the guest's kernel panicked: {reason}");
+                crate::eprintln!("the guest's kernel panicked: {reason}");
                 Ended::GuestCrashed
             }
             Ending::Crashed(crash) => {
-                anstream::eprintln!("the guest crashed: {crash}");
+                crate::eprintln!("the guest crashed: {crash}");
                 Ended::GuestCrashed
             }
         };
         if stats {
-            exits.iter().for_each(|(what, count)| anstream::eprintln!("{count:>10} exits: {what}"));
+            exits.iter().for_each(|(what, count)| crate::eprintln!("{count:>10} exits: {what}"));
         }
         ended
     }
@@ -134,7 +152,7 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         // Whoever reads stdout may have stopped doing so: no progress for a second is the end.
-        self.screen.drain(Some(Duration::from_secs(1)));
+        self.screen.drain_while_read(Duration::from_secs(1));
         if self.raw {
             terminal::restore();
         }
@@ -146,7 +164,7 @@ fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Reads a terminal until its end.
-fn read_keys(guest: &SyncSender<Vec<u8>>, stop: &Stop) {
+fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn()) {
     let mut keyboard = Keyboard::default();
     let mut buffer = [0; 256];
     loop {
@@ -156,13 +174,13 @@ fn read_keys(guest: &SyncSender<Vec<u8>>, stop: &Stop) {
         };
         if read == 0 {
             // The terminal is gone; nobody can leave the machine any more.
-            return stop.now(Ending::Left);
+            return leave();
         }
         let mut keys = Vec::new();
         for &byte in &buffer[..read] {
             match keyboard.press(byte) {
                 Press::Key(key) => keys.push(key),
-                Press::Leave => return stop.now(Ending::Left),
+                Press::Leave => return leave(),
                 // In raw mode the carriage return is ours to print.
                 Press::Help => say(&format!("\r\n{}\r\n", KEYS.replace('\n', "\r\n"))),
                 Press::Nothing => {}
@@ -181,8 +199,7 @@ fn read_keys(guest: &SyncSender<Vec<u8>>, stop: &Stop) {
 }
 
 fn say(text: &str) {
-    // There is nobody to tell if stderr is closed.
-    let _ = io::stderr().write_all(text.as_bytes());
+    crate::eprint(format_args!("{text}"));
 }
 
 /// How often Ctrl-D is typed at the end of a pipe.
@@ -265,6 +282,10 @@ struct Output {
     printed: u64,
     /// Nothing more is to be printed: the text came, or stdout is closed.
     closed: bool,
+    /// Why stdout took no more, if its reader has not just left.
+    error: Option<io::Error>,
+    /// Somebody has left: nobody waits any more until all is printed.
+    hurry: bool,
     wanted: Option<Wanted>,
     leave: Option<Box<dyn Fn() + Send>>,
 }
@@ -304,8 +325,10 @@ impl Screen {
                 let mut output = lock(&printer.output);
                 output.printing = false;
                 output.printed += bytes.len() as u64;
-                if printed.is_err() {
-                    // Whoever read our output has left.
+                if let Err(error) = printed {
+                    if error.kind() != ErrorKind::BrokenPipe {
+                        output.error.get_or_insert(error);
+                    }
                     output.close();
                 }
                 printer.changed.notify_all();
@@ -314,26 +337,49 @@ impl Screen {
         Ok(Self { shared })
     }
 
-    /// Waits until all is printed or, with a `patience`, nothing has been printed for so long.
-    fn drain(&self, patience: Option<Duration>) {
+    /// Waits until all is printed or somebody has left. False if it was not before `deadline`.
+    fn drain(&self, deadline: Option<Instant>) -> bool {
         let mut output = lock(&self.shared.output);
-        while output.printing || !output.waiting.is_empty() {
-            let before = output.printed;
-            let Some(patience) = patience else {
-                output = wait(&self.shared.changed, output);
-                continue;
+        while output.is_pending() && !output.hurry {
+            output = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                None => wait(&self.shared.changed, output),
+                Some(Duration::ZERO) => return false,
+                Some(left) => wait_for(&self.shared.changed, output, left).0,
             };
-            let waited = self.shared.changed.wait_timeout(output, patience);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            output = guard;
-            if timeout.timed_out() && output.printed == before {
+        }
+        true
+    }
+
+    /// Waits until all is printed or nothing has been printed for so long.
+    fn drain_while_read(&self, patience: Duration) {
+        let mut output = lock(&self.shared.output);
+        while output.is_pending() {
+            let before = output.printed;
+            let timed_out;
+            (output, timed_out) = wait_for(&self.shared.changed, output, patience);
+            if timed_out && output.printed == before {
                 return;
             }
         }
     }
+
+    /// Ends [`Screen::drain`].
+    fn hurry(&self) {
+        lock(&self.shared.output).hurry = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Why stdout took no more, except that its reader has left.
+    fn error(&self) -> Option<io::Error> {
+        lock(&self.shared.output).error.take()
+    }
 }
 
 impl Output {
+    fn is_pending(&self) -> bool {
+        self.printing || !self.waiting.is_empty()
+    }
+
     fn close(&mut self) {
         if !std::mem::replace(&mut self.closed, true)
             && let Some(leave) = &self.leave
@@ -377,6 +423,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn wait<'a, T>(changed: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same for `limit` at most, and whether it was so long.
+fn wait_for<'a, T>(
+    changed: &Condvar,
+    guard: MutexGuard<'a, T>,
+    limit: Duration,
+) -> (MutexGuard<'a, T>, bool) {
+    let waited = changed.wait_timeout(guard, limit);
+    let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+    (guard, timeout.timed_out())
 }
 
 /// The text of `--exit-when`, which may come in pieces.
@@ -544,7 +601,24 @@ mod tests {
         let mut screen = Screen::new(out, None, || ()).unwrap();
         // More than a pipe holds.
         screen.write_all(&vec![b'x'; 1 << 20]).unwrap();
-        screen.drain(Some(Duration::from_millis(50)));
+        screen.drain_while_read(Duration::from_millis(50));
+        // Neither the time given nor a person who leaves has to wait for it.
+        assert!(!screen.drain(Some(Instant::now() + Duration::from_millis(50))));
+        let other = screen.clone();
+        let drained = thread::spawn(move || other.drain(None));
+        screen.hurry();
+        assert!(drained.join().unwrap());
+        assert!(screen.error().is_none());
+    }
+
+    #[test]
+    fn a_full_disk_ends_the_machine_with_a_reason() {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let (sender, left) = channel();
+        let mut screen = Screen::new(full, None, move || sender.send(()).unwrap()).unwrap();
+        screen.write_all(b"for nobody").unwrap();
+        left.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(screen.error().unwrap().kind(), ErrorKind::StorageFull);
     }
 
     proptest! {

@@ -10,13 +10,24 @@ pub mod console;
 pub mod screen;
 pub mod size;
 
+use std::fmt::Arguments;
+use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
 use clap::error::ErrorKind;
 use common::error::Blame;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use thiserror::Error;
+
+/// What is to be printed cannot be: the disk is full, for instance.
+#[derive(Debug, Error)]
+#[error("cannot write to stdout: {0}; free some space, or print to another place")]
+pub struct CannotPrint(#[from] pub io::Error);
 
 /// How a program ended, as its exit code. The same for all stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +74,75 @@ pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -
 /// Prints an error with its causes as one line on stderr.
 pub fn print_error(error: &anyhow::Error) {
     let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-    anstream::eprintln!("{red}error:{red:#} {}", one_line(error));
+    eprintln!("{red}error:{red:#} {}", one_line(error));
+}
+
+/// [`std::println`] for programs that may lose their stdout: where it cannot be written, the program ends
+/// with [`CannotPrint`] as its error, and does not panic. Colours are left out where they are not wanted.
+#[macro_export]
+macro_rules! println {
+    ($($text:tt)*) => {
+        $crate::print(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// [`std::eprintln`] for programs that may lose their stderr: a line that cannot be written is lost.
+#[macro_export]
+macro_rules! eprintln {
+    ($($text:tt)*) => {
+        $crate::eprint(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// Prints on stdout, as [`println!`](crate::println) does.
+pub fn print(text: Arguments<'_>) {
+    if let Err(error) = anstream::stdout().write_fmt(text) {
+        print_error(&CannotPrint(error).into());
+        std::process::exit(Ended::HostCannot as i32);
+    }
+}
+
+/// Prints on stderr, as [`eprintln!`](crate::eprintln) does.
+pub fn eprint(text: Arguments<'_>) {
+    // A pipe that nobody empties would hold us for ever, after --timeout as well.
+    let stderr = io::stderr();
+    let mut writable = [PollFd::new(&stderr, PollFlags::OUT)];
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    if poll(&mut writable, Some(&patience)) != Ok(0) {
+        // There is nobody to tell.
+        let _ = anstream::stderr().write_fmt(text);
+    }
+}
+
+/// How long is waited for somebody to read what was printed before the time was over.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Runs `program`, which ends by itself when `limit` is over, and gives it up if it doesn't: a guest may
+/// print into a pipe that nobody reads. Its thread is left behind then, and nothing is returned.
+pub fn within<T: Send + 'static>(
+    limit: Option<Duration>,
+    program: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Option<T>> {
+    let (sender, receiver) = channel();
+    let thread = thread::Builder::new().name("program".into()).spawn(move || {
+        // Nobody listens any more when it was given up.
+        let _ = sender.send(program());
+    })?;
+    let result = match limit {
+        Some(limit) => receiver.recv_timeout(limit + PATIENCE),
+        None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    };
+    match result {
+        Ok(result) => Ok(Some(result)),
+        Err(RecvTimeoutError::Timeout) => {
+            eprintln!("the time given with --timeout ran out, and nobody reads what was printed");
+            Ok(None)
+        }
+        Err(RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => unreachable!("a thread that ends has sent"),
+        },
+    }
 }
 
 /// An error and its causes, from the outermost in. A cause that the line before it already tells is
@@ -102,6 +181,9 @@ fn end_with_our_reader() {
 /// The exit code that an error stands for: what `common` says of it, else bad input, for what is
 /// not an error of `common` comes from opening and reading what the user named.
 fn blamed(error: &anyhow::Error) -> Ended {
+    if error.chain().any(|cause| cause.is::<CannotPrint>()) {
+        return Ended::HostCannot;
+    }
     match error.chain().find_map(common::error::blame) {
         Some(Blame::Host) => Ended::HostCannot,
         Some(Blame::Guest) => Ended::GuestCrashed,
@@ -119,6 +201,25 @@ mod tests {
         for text in ["0", "-1", "x", "", "inf", "NaN", "1e99", "1e-99"] {
             assert!(seconds(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_full_disk_is_no_bad_input() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let error = anyhow::Error::from(CannotPrint(full())).context("demo");
+        assert_eq!(blamed(&error), Ended::HostCannot);
+        assert!(one_line(&error).starts_with("demo: cannot write to stdout: "));
+        assert_eq!(blamed(&full().into()), Ended::BadInput);
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_in_time_is_given_up() {
+        assert_eq!(within(None, || 7).unwrap(), Some(7));
+        assert_eq!(within(Some(Duration::from_secs(60)), || 7).unwrap(), Some(7));
+        let (never, waits) = channel::<()>();
+        let stuck = within(Some(Duration::from_millis(1)), move || waits.recv());
+        assert_eq!(stuck.unwrap(), None);
+        drop(never);
     }
 
     #[test]

@@ -15,7 +15,7 @@
 mod dialogue;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -39,12 +39,13 @@ pub struct Program {
     command: Command,
     stdin: Vec<u8>,
     patience: Duration,
+    unread: bool,
 }
 
 impl Program {
     /// The program at `path`, which a test has from `env!("CARGO_BIN_EXE_…")`.
     pub fn new(path: impl AsRef<OsStr>) -> Self {
-        Self { command: Command::new(path), stdin: Vec::new(), patience: PATIENCE }
+        Self { command: Command::new(path), stdin: Vec::new(), patience: PATIENCE, unread: false }
     }
 
     /// Adds arguments.
@@ -82,9 +83,16 @@ impl Program {
     #[track_caller]
     pub fn run(mut self) -> Ran {
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let unread = self.unread.then(|| io::pipe().expect("a pipe"));
+        if let Some((_, writer)) = &unread {
+            self.command.stdout(writer.try_clone().expect("a descriptor"));
+        }
         let started = Instant::now();
         let mut child = self.spawn();
-        let stdout = Collected::from(child.stdout.take().expect("stdout is a pipe"));
+        let stdout = match child.stdout.take() {
+            Some(stdout) => Collected::from(stdout),
+            None => Collected::from(io::empty()),
+        };
         let stderr = Collected::from(child.stderr.take().expect("stderr is a pipe"));
         let mut stdin = child.stdin.take().expect("stdin is a pipe");
         let input = std::mem::take(&mut self.stdin);
@@ -109,6 +117,30 @@ impl Program {
             ran.fail(&format!("did not end within {:?} and was killed", self.patience));
         }
         ran
+    }
+
+    /// Makes a shell start it with its outputs redirected, as in `> /dev/full`.
+    pub fn redirected(self, redirection: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!(r#"exec "$0" "$@" {redirection}"#)]);
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        Self { command, ..self }
+    }
+
+    /// Gives it a pipe that nobody reads as its stdout.
+    pub fn unread(mut self) -> Self {
+        self.unread = true;
+        self
+    }
+
+    /// What every program owes a user whose disk is full: one line and exit code 3 where stdout is on it,
+    /// and no panic where stderr is.
+    #[track_caller]
+    pub fn full_disk(program: impl AsRef<OsStr>, args: &[&str]) {
+        let new = || Self::new(&program).args(args);
+        new().redirected("> /dev/full").run().refused(3, "cannot write to stdout: No space left");
+        new().redirected("2> /dev/full").run().ended(0);
+        new().redirected("> /dev/full 2> /dev/full").run().ended(3);
     }
 
     /// Starts it on a terminal of its own of 24 rows and 80 columns.

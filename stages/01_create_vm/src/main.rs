@@ -2,14 +2,14 @@
 
 mod report;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use cli::Ended;
+use cli::{CannotPrint, Ended};
 use common::checkup::{self, Report};
 use common::kvm::{self, CAPABILITIES, Limits};
 use serde::Serialize;
@@ -84,11 +84,13 @@ fn create_vm(args: Args) -> Result<Ended> {
 
     let found = Found { api_version, capabilities, limits, create_vm_micros, checkup };
     let mut out = anstream::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut out, &found)?;
-        writeln!(out)?;
+    let printed = if args.json {
+        serde_json::to_writer_pretty(&mut out, &found)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out))
     } else {
-        report::print(&mut out, &found, kvm.as_raw_fd(), vm.as_raw_fd())?;
-    }
+        report::print(&mut out, &found, kvm.as_raw_fd(), vm.as_raw_fd())
+    };
+    printed.map_err(CannotPrint)?;
     Ok(Ended::Well)
 }

@@ -213,3 +213,9 @@ fn a_forbidden_dev_kvm_names_the_group_to_join() {
     let Some(ran) = node("root:root", "600") else { return };
     ran.refused(3, "only root may").stderr_has("sudo");
 }
+
+#[test]
+fn a_full_disk_is_told() {
+    Program::full_disk(BINARY, &[]);
+    Program::full_disk(BINARY, &["--json"]);
+}

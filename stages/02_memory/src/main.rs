@@ -8,11 +8,10 @@ use std::hash::{BuildHasher, Hasher};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
-use anstream::println;
 use anstyle::Style;
 use anyhow::{Context, Result};
 use clap::{Parser, value_parser};
-use cli::{Ended, size};
+use cli::{Ended, println, size};
 use common::layout::{MMIO_HOLE, MMIO_HOLE_END, PAGE_SIZE, RESET_ROM, RESET_ROM_SIZE};
 use common::memory::{SlotFlags, Vm};
 use common::touch::Touch;

@@ -1,7 +1,7 @@
 //! How what was found is shown: the picture of a guest's memory, and single results.
 
-use anstream::println;
 use anstyle::Style;
+use cli::println;
 use common::layout::mmio_hole;
 use common::memory::{Error, SlotInfo};
 use common::touch::Met;

@@ -279,3 +279,8 @@ fn sizes_that_no_machine_has_are_refused_in_one_line() {
     stage_02(&["--touch", "x"]).refused(2, "--touch");
     stage_02(&["--help"]).ended(0).stdout_has("memslot").stdout_has("Exit codes:");
 }
+
+#[test]
+fn a_full_disk_is_told() {
+    Program::full_disk(env!("CARGO_BIN_EXE_02_memory"), &[]);
+}

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use cli::Ended;
+use cli::{Ended, println};
 use common::layout::PROGRAM;
 use common::memory::Vm;
 use common::regs::{Bits, CR0, EFER, RFLAGS, Registers};

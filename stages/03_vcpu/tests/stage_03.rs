@@ -273,3 +273,8 @@ fn a_reader_that_leaves_early_is_no_failure() {
     ran.ended(0);
     assert_eq!(ran.err(), "", "{ran}");
 }
+
+#[test]
+fn a_full_disk_is_told() {
+    Program::full_disk(env!("CARGO_BIN_EXE_03_vcpu"), &[]);
+}

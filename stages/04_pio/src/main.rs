@@ -62,7 +62,7 @@ fn main() -> ProcessExit {
 
 fn run(args: Args) -> Result<Ended> {
     if args.list {
-        print!("{}", programs::list(""));
+        cli::print(format_args!("{}", programs::list("")));
         return Ok(Ended::Well);
     }
     let kvm = common::kvm::open()?;
@@ -77,7 +77,7 @@ fn run(args: Args) -> Result<Ended> {
     let vm = Vm::with_ram(&kvm, WINDOW * (count.max(16) as u64 + 1))?;
     let teletypes = output::teletypes(count)?;
     let (report, reports) = mpsc::channel();
-    for ((id, program), tty) in (0..).zip(&programs).zip(&teletypes) {
+    for ((id, program), tty) in (0..=u8::MAX).zip(&programs).zip(&teletypes) {
         // The same code runs in each window: its addresses count from the start of its segments.
         let window = GuestAddress(WINDOW * u64::from(id));
         vm.ram().write_slice(&program.code, window.unchecked_add(PROGRAM.0))?;
@@ -101,7 +101,9 @@ fn run(args: Args) -> Result<Ended> {
             let _ = report.send((usize::from(id), ran, tty.flush()));
         })?;
     }
-    watch::until_all_end(&programs, &teletypes, &reports, args.timeout)
+    // Whoever prints may have to wait for a reader, the time given notwithstanding.
+    let watch = move || watch::until_all_end(&programs, &teletypes, &reports, args.timeout);
+    cli::within(args.timeout, watch)?.unwrap_or(Ok(Ended::TimedOut))
 }
 
 /// The run loop of one vCPU.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use cli::Ended;
+use anyhow::{Result, bail};
+use cli::{CannotPrint, Ended};
 use common::teletype::Teletype;
 use common::vcpu;
 
@@ -15,8 +15,6 @@ use crate::{Ending, Ran, output};
 
 /// How long a letter may wait to be shown. A guest may print one, and then compute for an hour.
 const BLINK: Duration = Duration::from_millis(20);
-
-const CANNOT_PRINT: &str = "cannot write what the guest prints";
 
 /// A vCPU's number, what it did, and whether all that it printed could be written.
 pub type Report = (usize, Result<Ran, vcpu::Error>, io::Result<()>);
@@ -37,25 +35,25 @@ pub fn until_all_end(
         match reports.recv_timeout(left.unwrap_or(BLINK).min(BLINK)) {
             Ok((id, ran, flushed)) => {
                 running -= 1;
-                flushed.context(CANNOT_PRINT)?;
+                flushed.map_err(CannotPrint)?;
                 if !tell(id, programs, &ran?) {
                     ended = Ended::GuestCrashed;
                 }
             }
             Err(RecvTimeoutError::Timeout) if left == Some(Duration::ZERO) => {
-                teletypes.iter().try_for_each(|tty| tty.try_flush()).context(CANNOT_PRINT)?;
+                teletypes.iter().try_for_each(|tty| tty.try_flush()).map_err(CannotPrint)?;
                 let which = if programs.len() == 1 {
                     format!("{} was stopped", programs[0].name)
                 } else {
                     format!("{running} of {} programs were stopped", programs.len())
                 };
-                anstream::eprintln!("the time given with --timeout ran out: {which}");
+                cli::eprintln!("the time given with --timeout ran out: {which}");
                 return Ok(Ended::TimedOut);
             }
             Err(RecvTimeoutError::Timeout) => {
                 // Among several guests a line is shown when it is whole.
                 if let [tty] = teletypes {
-                    tty.try_flush().context(CANNOT_PRINT)?;
+                    tty.try_flush().map_err(CannotPrint)?;
                 }
             }
             Err(RecvTimeoutError::Disconnected) => bail!("a vCPU's thread has died"),
@@ -75,7 +73,7 @@ fn tell(id: usize, programs: &[Program], ran: &Ran) -> bool {
         Ending::Crashed(why) => (false, format!("crashed: {why}")),
     };
     let style = if programs.len() > 1 { output::colour(id) } else { anstyle::Style::new() };
-    anstream::eprintln!(
+    cli::eprintln!(
         "{style}vCPU {id}, {name}: {how} (exits: {outs} OUT, {ins} IN; bytes: {bytes}){style:#}"
     );
     well

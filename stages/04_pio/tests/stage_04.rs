@@ -351,6 +351,14 @@ fn on_a_terminal_each_guest_has_its_colour() {
 }
 
 #[test]
+fn as_many_guests_run_as_a_vcpu_number_can_count() {
+    let most = common::kvm::open().unwrap().get_max_vcpus().min(256);
+    let ran = stage_04(vec!["hello"; most]).run();
+    ran.ended(0);
+    assert_eq!(ran.err().matches("ended by HLT").count(), most, "{ran}");
+}
+
+#[test]
 fn too_many_guests_are_refused_with_the_limit() {
     let most = common::kvm::open().unwrap().get_max_vcpus().min(256);
     let limit =
@@ -392,6 +400,15 @@ fn a_guest_that_waits_for_a_key_ends_in_time_too() {
     let mut terminal = stage_04(["upper", "--timeout", "1"]).on_terminal();
     terminal.expect("--timeout");
     assert_eq!(terminal.end(), 4);
+}
+
+#[test]
+fn the_time_limit_holds_where_nobody_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    // mov dx, 0x3F8; again: mov al, 'x'; out dx, al; jmp again
+    let flood = guest(dir.path(), "flood.bin", b"\xBA\xF8\x03\xB0x\xEE\xEB\xFB");
+    stage_04([&flood]).args(["--timeout", "1"]).unread().run().ended(4);
+    stage_04([&flood, &flood]).args(["--timeout", "1"]).unread().run().ended(4);
 }
 
 #[test]
@@ -470,9 +487,11 @@ fn bad_options_are_usage_errors() {
 
 #[test]
 fn a_full_disk_is_told() {
-    let script = format!("{BIN} hello > /dev/full");
-    let ran = Program::new("sh").args(["-c", &script]).run();
-    ran.ended(2).stderr_has("error: cannot write what the guest prints: No space left on device");
+    // Several guests have several lines to say on stderr.
+    let both = Program::new(BIN).args(["hello", "counter"]).redirected("> /dev/full").run();
+    both.ended(3).stderr_has("error: cannot write to stdout: No space left on device");
+    Program::full_disk(BIN, &["hello"]);
+    Program::full_disk(BIN, &["--list"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use cli::Ended;
+use cli::{Ended, eprintln};
 use common::file;
 use common::layout::{PROGRAM, VGA_HOLE};
 
@@ -50,7 +50,7 @@ const COMPARE: &str = "compare";
 /// device with a doorbell at 0xD0000, which interrupts on line 5; a ROM at 0xF0000; interrupt
 /// controllers in KVM; a serial port (0x3F8) and the debug exit (0xF4), by which a guest ends. HLT only
 /// waits for an interrupt. The screen and the serial port go to stdout, what the monitor says to stderr.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(after_help = format!("\
 Demos:
 {}
@@ -138,7 +138,7 @@ impl Guest {
 /// The program behind the command line.
 pub fn run(args: &Args) -> Result<Ended> {
     if args.list {
-        print!("{}", list(""));
+        cli::print(format_args!("{}", list("")));
         return Ok(Ended::Well);
     }
     let mut names = args.programs.clone();
@@ -156,13 +156,23 @@ pub fn run(args: &Args) -> Result<Ended> {
         }
         let ended = match guest.name.as_str() {
             COMPARE => compare(guest, args)?,
-            _ => tell(&machine(guest, Delivery::Exits, args)?),
+            _ => match in_time(guest, Delivery::Exits, args)? {
+                Some(report) => tell(&report),
+                None => Ended::TimedOut,
+            },
         };
         if ended != Ended::Well {
             return Ok(ended);
         }
     }
     Ok(Ended::Well)
+}
+
+/// Runs a machine on a thread of its own: there it may wait for whoever reads stdout, who may never do so.
+/// No report means that it was given up when the time was over.
+fn in_time(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Option<Report>> {
+    let (guest, arguments) = (guest.clone(), args.clone());
+    cli::within(args.timeout, move || machine(&guest, delivery, &arguments))?.transpose()
 }
 
 /// Says how a machine ended and what it exited for.
@@ -191,7 +201,7 @@ fn compare(guest: &Guest, args: &Args) -> Result<Ended> {
     let mut reports: [Vec<Report>; 3] = Default::default();
     for _ in 0..ROUNDS {
         for ((way, _), reports) in WAYS.iter().zip(&mut reports) {
-            let report = machine(guest, *way, args)?;
+            let Some(report) = in_time(guest, *way, args)? else { return Ok(Ended::TimedOut) };
             if report.ended != Ended::Well {
                 return Ok(tell(&report));
             }

@@ -11,8 +11,8 @@ use std::process;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cli::Ended;
 use cli::screen::Viewer;
+use cli::{CannotPrint, Ended};
 use common::bus::{Bus, shared};
 use common::coalesced::Ring;
 use common::deadline::Deadline;
@@ -140,15 +140,14 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
             Exit::Interrupted if deadline.passed() => break Ended::TimedOut,
             Exit::Interrupted => "a signal",
             crash => {
-                eprintln!("error: the guest crashed: {crash}");
+                cli::eprintln!("error: the guest crashed: {crash}");
                 break Ended::GuestCrashed;
             }
         };
         *exits.entry(reason).or_default() += 1;
     };
     let time = start.elapsed();
-    tty.flush()?;
-    viewer.finish()?;
+    tty.flush().and_then(|()| viewer.finish()).map_err(CannotPrint)?;
 
     let counted = counter.map_or(Ok(0), |counter| counter.take())?;
     let arrived = scratch.lock().expect("no thread panicked").writes() + counted;

@@ -463,3 +463,20 @@ fn bad_input_is_refused_in_one_line() {
     mmio(&["--timeout", "soon"]).run().ended(2).stderr_has("a number of seconds");
     mmio(&["--nonsense"]).run().ended(2).stderr_has("--nonsense");
 }
+
+#[test]
+fn a_full_disk_is_told() {
+    let full = |args: &[&str]| mmio(args).redirected("> /dev/full").run();
+    full(&["screen"]).ended(3).stderr_has("error: cannot write to stdout: No space left");
+    full(&["--list"]).refused(3, "cannot write to stdout: No space left");
+    mmio(&[]).redirected("2> /dev/full").run().ended(0);
+}
+
+#[test]
+fn the_time_limit_holds_where_nobody_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flood.bin");
+    // mov dx, 0x3F8; again: mov al, 'x'; out dx, al; jmp again
+    std::fs::write(&path, b"\xBA\xF8\x03\xB0x\xEE\xEB\xFB").unwrap();
+    mmio(&["--timeout", "1", path.to_str().unwrap()]).unread().run().ended(4);
+}

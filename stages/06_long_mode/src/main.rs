@@ -125,7 +125,7 @@ fn machine(args: Args) -> Result<Ended> {
     let ended = console.finish(&ending, &exits);
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {
-        anstream::eprint!("{}", records::table(&ram)?);
+        cli::eprint(format_args!("{}", records::table(&ram)?));
     }
     Ok(ended)
 }

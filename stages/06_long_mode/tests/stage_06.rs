@@ -682,3 +682,11 @@ fn help_teaches() {
         ran.stdout_has(text);
     }
 }
+
+#[test]
+fn a_full_disk_is_told() {
+    let direct = || stage_06().args(["direct", "--timeout", "30"]);
+    direct().redirected("> /dev/full").run().refused(3, "cannot write to stdout: No space left");
+    direct().redirected("2> /dev/full").run().ended(0);
+    direct().args(["--stats"]).redirected("> /dev/full 2> /dev/full").run().ended(3);
+}
