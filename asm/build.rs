@@ -9,7 +9,7 @@ use std::{env, fs};
 const FOLDERS: &[&str] = &["real", "protected", "long", "boot", "probes"];
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=PATH");
+    println!("cargo::rerun-if-env-changed=NASM");
     println!("cargo::rerun-if-changed=include");
     if let Err(why) = assemble() {
         println!("cargo::error={why}");

@@ -52,6 +52,7 @@ mod host {
 
     use anyhow::Result;
 
+    use crate::parts::Progress;
     use crate::session::{self, Program};
     use crate::state::State;
 
@@ -79,7 +80,8 @@ mod host {
         if command.is_empty() {
             command.push(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()));
         }
-        let state = State::ready(&mut |what| eprintln!("mini-kvm: {what}"))?;
-        session::run(&state, &Program::new(command)?).map(|end| ExitCode::from(end.code()))
+        let progress: Progress<'_> = &mut |what| eprintln!("mini-kvm: {what}");
+        let state = State::ready(progress)?;
+        session::run(state, &Program::new(command)?, progress).map(|end| ExitCode::from(end.code()))
     }
 }

@@ -21,6 +21,7 @@ use rustix::process::{Signal, getegid, geteuid, getgroups, getpid, kill_process,
 use signal_hook::consts::signal::*;
 use signal_hook::iterator::Signals;
 
+use crate::parts::Progress;
 use crate::protocol::{Decoder, Exec, Frame, MAX_DATA, Stream, WINDOW};
 use crate::qemu::Machine;
 use crate::state::State;
@@ -113,14 +114,15 @@ enum Event {
     Signal(i32),
 }
 
-/// Runs a program in the lab, with this process's own standard streams.
+/// Runs a program in the lab, with this process's own standard streams. A saved lab that QEMU cannot
+/// resume is made anew once.
 ///
 /// This takes signals and stdin over for the rest of the process, so it is meant to be called once,
 /// and from a thread that lives as long as the lab should.
 ///
 /// # Errors
 /// The lab doesn't come up, or breaks down before the program has ended.
-pub fn run(state: &State, program: &Program) -> Result<End> {
+pub fn run(state: State, program: &Program, progress: Progress<'_>) -> Result<End> {
     let (events, inbox) = channel();
     let handled = [SIGWINCH, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGUSR1, SIGUSR2];
     let mut signals = Signals::new(handled)?;
@@ -132,16 +134,45 @@ pub fn run(state: &State, program: &Program) -> Result<End> {
             }
         }
     });
+    let first = attempt(&state, program, &events, &inbox);
+    let Some(why) = first.as_ref().err().and_then(|error| error.downcast_ref::<NotResumed>())
+    else {
+        return first;
+    };
+    progress(&format!("{why}; making it anew"));
+    state.discard()?;
+    drop(state);
+    attempt(&State::ensure(progress)?, program, &events, &inbox)
+}
+
+/// The saved lab has come to nothing before the program ran: what was saved may have been damaged.
+#[derive(Debug)]
+struct NotResumed(String);
+
+impl std::fmt::Display for NotResumed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the saved lab cannot be resumed: {}", self.0)
+    }
+}
+
+impl std::error::Error for NotResumed {}
+
+/// Resumes the lab and runs the program in it.
+fn attempt(
+    state: &State,
+    program: &Program,
+    events: &Sender<Event>,
+    inbox: &Receiver<Event>,
+) -> Result<End> {
     let terminal = Terminal::open();
     let request = program.request(terminal.as_ref());
-    let machine = state.resume()?;
+    let machine = state.resume().map_err(|error| NotResumed(format!("{error:#}")))?;
     let port = Port::new(machine.port.try_clone()?);
     port.send(&Frame::Exec(request));
     let reader = machine.port.try_clone()?;
+    let events = events.clone();
     thread::spawn(move || read_frames(reader, &events));
-    let advice = state.advice();
-    Session { machine, port, terminal, inbox, advice, started: false, writers: HashMap::new() }
-        .run()
+    Session { machine, port, terminal, inbox, state, started: false, writers: HashMap::new() }.run()
 }
 
 /// The port's sending side, for several threads.
@@ -269,19 +300,18 @@ fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-struct Session {
+struct Session<'lab> {
     // Dropped in this order: the terminal is restored before QEMU's end is waited for.
     terminal: Option<Terminal>,
     machine: Machine,
     port: Port,
-    inbox: Receiver<Event>,
-    /// What to do if the program never starts.
-    advice: String,
+    inbox: &'lab Receiver<Event>,
+    state: &'lab State,
     started: bool,
     writers: HashMap<u8, (Sender<Vec<u8>>, JoinHandle<()>)>,
 }
 
-impl Session {
+impl Session<'_> {
     fn run(mut self) -> Result<End> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
@@ -301,10 +331,16 @@ impl Session {
                         return Ok(end);
                     }
                 }
+                Ok(Event::Closed(why)) if !self.started => {
+                    return Err(NotResumed(why + &self.machine.last_words()).into());
+                }
                 Ok(Event::Closed(why)) => return self.broken(&why),
                 Err(RecvTimeoutError::Timeout) => {
                     let limit = START_LIMIT.as_secs();
-                    return self.broken(&format!("the program did not start within {limit} s"));
+                    self.state.discard()?;
+                    return self.broken(&format!(
+                        "the program did not start within {limit} s; the next run makes the lab anew"
+                    ));
                 }
                 Err(RecvTimeoutError::Disconnected) => return self.broken("its reader is gone"),
             }
@@ -315,10 +351,7 @@ impl Session {
         drop(self.terminal.take());
         self.finish_output();
         let words = self.machine.last_words();
-        if self.started {
-            bail!("the lab broke down: {why}{words}")
-        }
-        bail!("the lab does not come up: {why}{words}; {}", self.advice)
+        bail!("the lab broke down: {why}{words}")
     }
 
     fn obey(&mut self, frame: Frame) -> Result<Option<End>> {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -25,7 +26,8 @@ const KEPT: usize = 4;
 pub struct State {
     folder: PathBuf,
     arguments: Vec<OsString>,
-    _lock: File,
+    /// Locked as long as this lives. A file of its own for each lab that was ever saved.
+    lock: File,
 }
 
 impl State {
@@ -65,7 +67,7 @@ impl State {
             return Ok(None);
         }
         let _ = lock.set_modified(SystemTime::now());
-        Ok(Some(State { folder, arguments, _lock: lock }))
+        Ok(Some(State { folder, arguments, lock }))
     }
 
     /// The saved lab, made first if it isn't there.
@@ -76,13 +78,7 @@ impl State {
         if let Some(state) = State::find()? {
             return Ok(state);
         }
-        fs::create_dir_all(parts::folder())
-            .with_context(|| format!("cannot make the folder {}", parts::folder().display()))?;
-        let lock = File::create(parts::folder().join("lock"))?;
-        if lock.try_lock().is_err() {
-            progress("waiting for another process that is making the lab");
-            lock.lock()?;
-        }
+        let _making = lock(progress)?;
         if let Some(state) = State::find()? {
             return Ok(state);
         }
@@ -106,9 +102,19 @@ impl State {
         State::open(folder, arguments)?.context("the saved lab has vanished")
     }
 
-    /// What to do about a saved lab that can't be resumed.
-    pub fn advice(&self) -> String {
-        format!("if this comes again, remove {} to have it made anew", self.folder.display())
+    /// Removes a saved lab that can't be resumed, so that it is made anew. If that has happened
+    /// meanwhile, the new one stays.
+    ///
+    /// # Errors
+    /// Its folder can't be removed.
+    pub fn discard(&self) -> Result<()> {
+        let _making = lock(&mut |_| {})?;
+        let ours = self.lock.metadata()?.ino();
+        if fs::metadata(self.folder.join("lock")).is_ok_and(|lock| lock.ino() == ours) {
+            fs::remove_dir_all(&self.folder)
+                .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        }
+        Ok(())
     }
 
     /// Starts a machine from the saved one.
@@ -119,13 +125,22 @@ impl State {
         let mut machine = Machine::start(&self.arguments, &self.folder, Start::Resume)?;
         match machine.resume() {
             Ok(()) => Ok(machine),
-            Err(error) => Err(error.context(format!(
-                "the lab cannot be resumed{}; {}",
-                machine.last_words(),
-                self.advice()
-            ))),
+            Err(error) => bail!("{error:#}{}", machine.last_words()),
         }
     }
+}
+
+/// Lets one process at a time change what is in the lab's folder, which is made if it is missing.
+fn lock(progress: Progress<'_>) -> Result<File> {
+    fs::create_dir_all(parts::folder())
+        .with_context(|| format!("cannot make the folder {}", parts::folder().display()))?;
+    let path = parts::folder().join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        progress("waiting for another process that is making the lab");
+        lock.lock()?;
+    }
+    Ok(lock)
 }
 
 /// Where the lab with these parts is saved: a folder named after all that determines it. Files are
@@ -173,12 +188,12 @@ fn wait_until_ready(mut port: &UnixStream) -> Result<()> {
     }
 }
 
-/// Removes what killed processes have left half made. Only who holds the lock makes folders here.
+/// Removes what killed processes have left half made. Only who holds the lock makes such.
 fn remove_leftovers() {
     for path in entries() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(".tmp") && path.is_dir() {
-            let _ = fs::remove_dir_all(path);
+        if name.starts_with(".tmp") {
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
         }
     }
 }

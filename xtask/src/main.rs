@@ -14,6 +14,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use setup::Done;
+
 /// What a maintainer of mini-kvm types
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
@@ -42,11 +44,13 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
-        Task::Setup(args) => setup::run(&args).map(|brought| {
-            if !brought {
+        Task::Setup(args) => setup::run(&args).map(|done| match done {
+            Done::InPlace => {
                 println!("Everything is in place.");
+                ExitCode::SUCCESS
             }
-            ExitCode::SUCCESS
+            Done::Complete => ExitCode::SUCCESS,
+            Done::Incomplete => ExitCode::FAILURE,
         }),
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),

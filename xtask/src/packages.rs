@@ -70,6 +70,13 @@ pub fn by_hand(tools: &[&Tool]) -> Vec<String> {
 
 /// Installs packages with apt, as root or through sudo. Output goes to `log`.
 pub fn apt_install(packages: &[&str], log: &Path) -> Result<()> {
+    if !geteuid().is_root() && find_command("sudo").is_none() {
+        let install = format!("apt-get update && apt-get install {}", packages.join(" "));
+        bail!(
+            "installing takes root, and there is no sudo: run `{install}` as root, then this again"
+        )
+    }
+    apt_update_if_unknown(packages, log)?;
     let mut args = vec!["install", "--yes", "--no-install-recommends"];
     args.extend(packages);
     apt_get_as_root(&args, log).with_context(|| format!("cannot install {}", packages.join(" ")))
@@ -80,7 +87,8 @@ pub fn apt_update_if_unknown(packages: &[&str], log: &Path) -> Result<()> {
     if packages.iter().all(|package| is_known(package)) {
         return Ok(());
     }
-    let updated = apt_get_as_root(&["update"], log);
+    // By itself apt takes it for a success when no list can be fetched.
+    let updated = apt_get_as_root(&["-o", "APT::Update::Error-Mode=any", "update"], log);
     // One broken third-party source fails the whole update, though all that we need has come.
     match packages.iter().find(|package| !is_known(package)) {
         None => Ok(()),
@@ -172,8 +180,13 @@ fn apt_get_as_root(args: &[&str], log: &Path) -> Result<()> {
         sudo.arg("apt-get");
         sudo
     } else {
-        bail!("this takes root: run `apt-get {}` as root, then this again", args.join(" "))
+        bail!(
+            "this takes root, and there is no sudo: run `apt-get {}` as root, then this again",
+            args.join(" ")
+        )
     };
+    // Another apt may be at work, such as the one that an interrupted set-up has left behind.
+    command.args(["-o", "DPkg::Lock::Timeout=120"]);
     command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
     run_logged(&mut command, log)
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: brings what is missing, and says beforehand what that will be.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use cli::cache;
+use lab::parts::Kernel;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::packages::{self, TOOLS, Tool};
-use crate::progress::step;
+use crate::progress::{Step, step};
 use crate::{initramfs, workspace};
 
 /// The kernel of the lab by the name that stays the same over its versions, as Debian and as Ubuntu
@@ -35,70 +37,184 @@ pub struct Args {
     no_lab: bool,
 }
 
-/// Brings what is missing, and says whether anything was. With everything in place it only looks, and
-/// prints nothing.
-pub fn run(args: &Args) -> Result<bool> {
-    let apt = packages::has_apt();
-    let tools: Vec<_> =
-        TOOLS.iter().filter(|tool| packages::find_command(tool.command).is_none()).collect();
-    let lab_kernel = !args.no_lab && !cache::lab_kernel().exists();
-    let guest_kernel = !cache::default_kernel().exists();
-    let busybox = !busybox_path().exists();
+/// What set-up has found and done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Nothing was missing.
+    InPlace,
+    /// All that was missing is there now.
+    Complete,
+    /// Something is still missing, which has been said. Only where packages do not come by apt.
+    Incomplete,
+}
 
-    let mut plan = Vec::new();
-    if !tools.is_empty() && apt {
-        plan.push(format!("install {} with apt-get", names(&tools)));
+/// What this machine lacks.
+struct Missing {
+    tools: Vec<&'static Tool>,
+    lab_kernel: bool,
+    guest_kernel: bool,
+    busybox: bool,
+    lab: bool,
+}
+
+impl Missing {
+    fn look(args: &Args) -> Self {
+        let tools: Vec<_> =
+            TOOLS.iter().filter(|tool| packages::find_command(tool.command).is_none()).collect();
+        let lab_kernel = !args.no_lab && Kernel::find().is_err();
+        Self {
+            lab_kernel,
+            guest_kernel: !cache::default_kernel().exists(),
+            busybox: !busybox_path().exists(),
+            lab: !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready()),
+            tools,
+        }
     }
-    if lab_kernel {
-        plan.push("fetch the kernel of the lab".to_owned());
+
+    fn is_nothing(&self) -> bool {
+        let Self { tools, lab_kernel, guest_kernel, busybox, lab } = self;
+        tools.is_empty() && !(*lab_kernel || *guest_kernel || *busybox || *lab)
     }
-    if guest_kernel {
-        plan.push("fetch the kernel that stage 08 boots".to_owned());
+
+    /// A line for each thing that is to be done about it.
+    fn plan(&self, apt: bool) -> Vec<String> {
+        let mut plan = Vec::new();
+        if !self.tools.is_empty() && apt {
+            plan.push(format!("install {} with apt-get", names(&self.tools)));
+        }
+        let from = if apt { "fetch" } else { "take over from this system" };
+        if self.lab_kernel {
+            plan.push(format!("{from} the kernel of the lab"));
+        }
+        if self.guest_kernel {
+            plan.push(format!("{from} the kernel that stage 08 boots"));
+        }
+        if self.busybox {
+            plan.push(format!("{from} busybox, the user space that it boots to"));
+        }
+        if self.lab {
+            plan.push(
+                "make the lab: start its emulated machine once and save its state".to_owned(),
+            );
+        }
+        plan
     }
-    if busybox {
-        plan.push("fetch busybox, the user space that it boots to".to_owned());
+}
+
+/// Brings what is missing. With everything in place it only looks, and prints nothing.
+pub fn run(args: &Args) -> Result<Done> {
+    let apt = packages::has_apt();
+    if Missing::look(args).is_nothing() {
+        write_initramfs()?;
+        return Ok(Done::InPlace);
     }
-    let lab = !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready());
-    if lab {
-        plan.push("make the lab: start its emulated machine once and save its state".to_owned());
-    }
+    fs::create_dir_all(cache::dir()).with_context(|| {
+        format!("cannot make {} (XDG_CACHE_HOME names another place)", cache::dir().display())
+    })?;
+    let _lock = lock()?;
+    // Another set-up may have brought it while this one waited.
+    let missing = Missing::look(args);
+    let plan = missing.plan(apt);
     if !plan.is_empty() {
         eprintln!("mini-kvm set-up will, with everything kept under {}:", cache::dir().display());
         plan.iter().for_each(|what| eprintln!("    - {what}"));
     }
-    fs::create_dir_all(cache::dir())
-        .with_context(|| format!("cannot make {}", cache::dir().display()))?;
-
-    if !tools.is_empty() {
-        if apt {
-            install(&tools)?;
-        } else {
-            eprintln!("Not here yet: {}. Install with", names(&tools));
-            packages::by_hand(&tools).iter().for_each(|line| eprintln!("    {line}"));
-            eprintln!("Going on with what is there.");
+    remove_leftovers();
+    let done = bring(&missing, apt)?;
+    match done {
+        Done::InPlace => {}
+        Done::Complete => eprintln!("Set-up is complete."),
+        Done::Incomplete => {
+            eprintln!("Set-up is not complete: bring what is missing and run it again.")
         }
     }
-    if lab_kernel {
-        step("Fetching the lab's kernel", |_| bring_lab_kernel(apt))?;
+    Ok(done)
+}
+
+fn bring(missing: &Missing, apt: bool) -> Result<Done> {
+    let mut done = Done::InPlace;
+    // Without apt each part is tried, for a machine may do without some of them: one with a KVM of
+    // its own needs no lab.
+    let mut part = |name: &str, work: &mut dyn FnMut(&mut Step) -> Result<()>| {
+        match (step(name, work), done) {
+            (Ok(()), Done::InPlace) => done = Done::Complete,
+            (Ok(()), _) => {}
+            (Err(error), _) if apt => return Err(error),
+            (Err(error), _) => {
+                cli::print_error(&error);
+                done = Done::Incomplete;
+            }
+        }
+        Ok(())
+    };
+    if !missing.tools.is_empty() && apt {
+        // Outside the moving line, for sudo may ask for a password.
+        packages::ready_for_root()?;
+        let names = names(&missing.tools);
+        part(&format!("Installing {names}"), &mut |_| install(&missing.tools))?;
     }
-    if guest_kernel {
-        step("Fetching the guest's kernel", |_| bring_guest_kernel(apt))?;
+    if missing.lab_kernel {
+        part("Fetching the lab's kernel", &mut |_| bring_lab_kernel(apt))?;
     }
-    if busybox {
-        step("Fetching busybox", |_| bring_busybox(apt))?;
+    if missing.guest_kernel {
+        part("Fetching the guest's kernel", &mut |_| bring_guest_kernel(apt))?;
     }
-    write_initramfs()?;
-    if lab {
-        step("Making the lab", |step| lab::setup(&mut |what| step.note(what)))?;
+    if missing.busybox {
+        part("Fetching busybox", &mut |_| bring_busybox(apt))?;
     }
-    if !plan.is_empty() {
-        eprintln!("Set-up is complete.");
+    if busybox_path().exists() {
+        write_initramfs()?;
     }
-    Ok(!plan.is_empty())
+    if missing.lab {
+        part("Making the lab", &mut |step| lab::setup(&mut |what| step.note(what)))?;
+    }
+    if !apt && (done == Done::Incomplete || !missing.tools.is_empty()) {
+        done = Done::Incomplete;
+        eprintln!(
+            "Packages do not come by apt here. The line for this system brings what it lacks:"
+        );
+        packages::by_hand(&missing.tools).iter().for_each(|line| eprintln!("    {line}"));
+    }
+    Ok(done)
 }
 
 fn names(tools: &[&Tool]) -> String {
     tools.iter().map(|tool| tool.apt).collect::<Vec<_>>().join(", ")
+}
+
+/// How the names of what is not finished yet begin in the cache folder.
+const UNFINISHED: &str = ".setup-";
+
+/// Lets one set-up work at a time.
+fn lock() -> Result<File> {
+    let path = cache::dir().join("setup.lock");
+    let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        eprintln!("Waiting for another set-up to end.");
+        lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(lock)
+}
+
+/// Removes what an interrupted set-up has left. Only who holds the lock may.
+fn remove_leftovers() {
+    let entries = fs::read_dir(cache::dir()).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED))
+    {
+        let path = entry.path();
+        let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+    }
+}
+
+/// A folder in the cache which is gone when this is dropped.
+fn unfinished_folder() -> Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(cache::dir());
+    dir.with_context(|| format!("cannot make a folder in {}", cache::dir().display()))
+}
+
+fn unfinished_file() -> Result<NamedTempFile> {
+    let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(cache::dir());
+    file.with_context(|| format!("cannot make a file in {}", cache::dir().display()))
 }
 
 fn log() -> PathBuf {
@@ -111,12 +227,7 @@ fn busybox_path() -> PathBuf {
 
 fn install(tools: &[&Tool]) -> Result<()> {
     let packages: Vec<_> = tools.iter().map(|tool| tool.apt).collect();
-    // Outside the moving line, for sudo may ask for a password.
-    packages::ready_for_root()?;
-    step(&format!("Installing {}", packages.join(", ")), |_| {
-        packages::apt_update_if_unknown(&packages, &log())?;
-        packages::apt_install(&packages, &log())
-    })
+    packages::apt_install(&packages, &log())
 }
 
 /// Unpacks the first of `metas` that apt knows, and gives `keep` the folder.
@@ -131,7 +242,7 @@ fn unpack_kernel(metas: &[&str], keep: impl FnOnce(&Path) -> Result<()>) -> Resu
 
 /// Unpacks packages in a folder which is gone afterwards.
 fn unpack(packages: &[String], keep: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let dir = tempfile::tempdir_in(cache::dir()).context("cannot make a folder")?;
+    let dir = unfinished_folder()?;
     packages::unpack(packages, dir.path(), &log())?;
     keep(dir.path())
 }
@@ -140,6 +251,11 @@ fn bring_lab_kernel(apt: bool) -> Result<()> {
     let to = cache::lab_kernel();
     if apt {
         return unpack_kernel(&LAB_KERNELS, |dir| {
+            // Debian 13 has moved the modules from /lib, which is a link there, to /usr/lib.
+            if dir.join("usr/lib/modules").is_dir() {
+                fs::create_dir_all(dir.join("lib"))?;
+                fs::rename(dir.join("usr/lib/modules"), dir.join("lib/modules"))?;
+            }
             fs::remove_dir_all(dir.join("usr")).or_else(ignore_missing)?;
             let modules = only_entry(&dir.join("lib/modules"), "")?;
             fs::remove_dir_all(modules.join("kernel/sound")).or_else(ignore_missing)?;
@@ -151,22 +267,26 @@ fn bring_lab_kernel(apt: bool) -> Result<()> {
                 }
             }
             only_entry(&dir.join("boot"), "vmlinuz-")?;
-            let staged = dir.with_extension("staged");
-            fs::rename(dir, &staged)?;
-            // For whoever comes to move it; the temporary folder's guard finds an empty one.
-            fs::create_dir(dir)?;
-            fs::rename(&staged, &to).with_context(|| format!("cannot make {}", to.display()))
+            publish(dir, &to)
         });
     }
     // Elsewhere the host's own kernel serves, where it may be read and is a modular one.
     let release = host_release()?;
     let (image, modules) = host_kernel(&release)?;
     ensure!(modules.is_dir(), "no modules of the running kernel in {}", modules.display());
-    fs::create_dir_all(to.join("boot"))?;
-    fs::create_dir_all(to.join("lib/modules"))?;
-    symlink(image, to.join(format!("boot/vmlinuz-{release}")))?;
-    symlink(modules, to.join(format!("lib/modules/{release}")))?;
-    Ok(())
+    let dir = unfinished_folder()?;
+    fs::create_dir_all(dir.path().join("boot"))?;
+    fs::create_dir_all(dir.path().join("lib/modules"))?;
+    symlink(image, dir.path().join(format!("boot/vmlinuz-{release}")))?;
+    symlink(modules, dir.path().join(format!("lib/modules/{release}")))?;
+    publish(dir.path(), &to)
+}
+
+/// Moves a finished folder to where it is kept. Whoever then removes the old name finds nothing, which
+/// a temporary folder's guard takes without complaint.
+fn publish(dir: &Path, to: &Path) -> Result<()> {
+    fs::remove_dir_all(to).or_else(ignore_missing)?;
+    fs::rename(dir, to).with_context(|| format!("cannot make {}", to.display()))
 }
 
 fn bring_guest_kernel(apt: bool) -> Result<()> {
@@ -195,9 +315,7 @@ fn bring_busybox(apt: bool) -> Result<()> {
     let binary = ["busybox-static", "busybox.static", "busybox"]
         .into_iter()
         .find_map(packages::find_command)
-        .with_context(|| {
-            format!("no busybox here; install it: {}", packages::by_hand(&[]).join(" or "))
-        })?;
+        .context("there is no busybox here")?;
     place(&binary, &busybox_path())
 }
 
@@ -208,7 +326,7 @@ fn write_initramfs() -> Result<()> {
     if fs::read(&to).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    let file = tempfile::NamedTempFile::new_in(cache::dir())?;
+    let file = unfinished_file()?;
     fs::write(file.path(), bytes)?;
     persist(file, &to)
 }
@@ -216,12 +334,12 @@ fn write_initramfs() -> Result<()> {
 /// Copies a file to where it is kept, whole or not at all.
 fn place(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to.parent().context("a path without a folder")?)?;
-    let file = tempfile::NamedTempFile::new_in(cache::dir())?;
+    let file = unfinished_file()?;
     fs::copy(from, file.path()).with_context(|| format!("cannot copy {}", from.display()))?;
     persist(file, to)
 }
 
-fn persist(file: tempfile::NamedTempFile, to: &Path) -> Result<()> {
+fn persist(file: NamedTempFile, to: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(file.path(), fs::Permissions::from_mode(0o755))?;
     file.persist(to).with_context(|| format!("cannot write {}", to.display()))?;

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{IsTerminal, Write, stderr};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::workspace::{self, STAGES};
 
@@ -65,15 +67,22 @@ pub fn run(args: &Args) -> Result<()> {
     let wanted = |name: &str| {
         args.only.is_empty() || args.only.iter().any(|word| name.contains(word.as_str()))
     };
+    let names = names();
     if args.list {
-        let names = workspace_checks().into_iter().chain(walk_checks()).map(|check| check.name);
-        let milestones = STAGES
-            .iter()
-            .flat_map(|stage| ["lab", "host"].map(|place| format!("milestone {stage} ({place})")));
-        names.chain(milestones).for_each(|name| println!("{name}"));
+        // Whoever reads it may have seen enough.
+        let listed: String =
+            names.iter().filter(|name| wanted(name)).map(|name| format!("{name}\n")).collect();
+        let _ = stdout().write_all(listed.as_bytes());
         return Ok(());
     }
+    for word in &args.only {
+        ensure!(
+            names.iter().any(|name| name.contains(word.as_str())),
+            "no check's name contains `{word}`: `cargo xtask test --list` prints them"
+        );
+    }
     crate::setup::run(&crate::setup::Args::default())?;
+    end_checks_with_us()?;
 
     let began = Instant::now();
     let mut outcomes = Vec::new();
@@ -88,6 +97,41 @@ pub fn run(args: &Args) -> Result<()> {
         outcomes.push(check.run()?);
     }
     report(&outcomes, began.elapsed())
+}
+
+/// The names of all checks.
+fn names() -> Vec<String> {
+    let milestones = STAGES
+        .iter()
+        .flat_map(|stage| ["lab", "host"].map(|place| format!("milestone {stage} ({place})")));
+    let others = workspace_checks().into_iter().chain(walk_checks()).map(|check| check.name);
+    others.chain(milestones).collect()
+}
+
+/// The process groups of the checks that run now.
+static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+/// Kills the checks that run now. As long as the guard lives, none is started or reported.
+fn kill_running() -> MutexGuard<'static, Vec<Pid>> {
+    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    for group in running.iter() {
+        let _ = kill_process_group(*group, Signal::KILL);
+    }
+    running
+}
+
+/// Has Ctrl-C, or another signal that ends this process, end the checks with all that they started:
+/// being groups of their own, they don't get it.
+fn end_checks_with_us() -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let _nothing_more = kill_running();
+            eprintln!("\nInterrupted: the checks that ran have been ended.");
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }
 
 /// The checks that need no virtual machine, and the lab's own.
@@ -151,9 +195,13 @@ fn milestone_checks(wanted: impl Fn(&str) -> bool) -> Result<Vec<Check>> {
     } else {
         Vec::new()
     };
-    candidates
+    let (can, cannot): (Vec<_>, Vec<_>) = candidates
         .into_iter()
-        .filter(|(_, stage, place)| *place == "lab" || able.contains(stage))
+        .partition(|(_, stage, place)| *place == "lab" || able.contains(stage));
+    for (name, ..) in cannot {
+        eprintln!("   - {name}: not run, this host's KVM cannot do it (01_create_vm says why)");
+    }
+    can.into_iter()
         .map(|(name, stage, place)| {
             let executable = executables
                 .get(&format!("stage_{}", &stage[..2]))
@@ -239,15 +287,18 @@ impl Check {
         let log = log_path(&self.name)?;
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let began = Instant::now();
+        self.command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         let child = self
             .command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {:?}", self.command.get_program()))?;
+        let group = Pid::from_child(&child);
+        running.push(group);
+        drop(running);
         let status = wait_within(child, LIMIT)?;
+        // Here, too, the end of the process waits while a signal is obeyed.
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| *other != group);
         let tests = Tests::count(&fs::read_to_string(&log).unwrap_or_default());
         Ok(Outcome { name: self.name.clone(), status, took: began.elapsed(), log, tests })
     }
@@ -415,19 +466,41 @@ test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out
     }
 
     #[test]
-    fn a_check_that_hangs_is_killed_with_all_that_it_started() {
-        let child = Command::new("sh")
-            .args(["-c", "sleep 1000 & sleep 1000"])
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let group = Pid::from_child(&child);
-        assert!(wait_within(child, Duration::from_millis(100)).unwrap().is_none());
-        // The group is empty once its last member is gone, which init may take a moment to reap.
+    fn a_word_that_names_no_check_is_an_error() {
+        let args = Args { only: vec!["format".into(), "nosuch".into()], list: false };
+        let error = run(&args).unwrap_err().to_string();
+        assert!(error.contains("`nosuch`") && error.contains("--list"), "{error}");
+    }
+
+    /// A child that leads a process group with another process in it.
+    fn family() -> Child {
+        Command::new("sh").args(["-c", "sleep 1000 & sleep 1000"]).process_group(0).spawn().unwrap()
+    }
+
+    /// A group is empty once its last member is gone, which init may take a moment to reap.
+    fn is_gone(group: Pid) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while rustix::process::test_kill_process_group(group).is_ok() {
             assert!(Instant::now() < deadline, "the group still has a process");
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[test]
+    fn a_check_that_hangs_is_killed_with_all_that_it_started() {
+        let child = family();
+        let group = Pid::from_child(&child);
+        assert!(wait_within(child, Duration::from_millis(100)).unwrap().is_none());
+        is_gone(group);
+    }
+
+    #[test]
+    fn an_interrupt_kills_what_runs_with_all_that_it_started() {
+        let mut child = family();
+        let group = Pid::from_child(&child);
+        RUNNING.lock().unwrap().push(group);
+        drop(kill_running());
+        child.wait().unwrap();
+        is_gone(group);
     }
 }

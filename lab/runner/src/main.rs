@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, anyhow};
 use cli::Ended;
+use lab::parts::Progress;
 use lab::session::{self, Program};
 use lab::state::State;
 
@@ -81,9 +82,10 @@ fn here(argv: &[OsString]) -> Result<ExitCode> {
 }
 
 fn in_lab(argv: &[OsString], reason: &str) -> Result<ExitCode> {
-    let state = State::ready(&mut |what| eprintln!("mini-kvm: {what}"))?;
+    let progress: Progress<'_> = &mut |what| eprintln!("mini-kvm: {what}");
+    let state = State::ready(progress).with_context(|| reason.to_owned())?;
     eprintln!("mini-kvm: {reason}: running in the lab");
-    let end = session::run(&state, &Program::new(argv.to_vec())?)?;
+    let end = session::run(state, &Program::new(argv.to_vec())?, progress)?;
     Ok(ExitCode::from(end.code()))
 }
 

@@ -4,7 +4,7 @@
 //! fail if `MINI_KVM_REQUIRE_LAB` is set.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -385,4 +385,36 @@ fn neither_a_full_stdin_nor_a_full_stdout_holds_up_a_signal() {
         sleep(Duration::from_millis(10));
     }
     assert_eq!(child.0.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn a_damaged_saved_lab_is_made_anew_by_the_run_that_finds_it() {
+    lab!(shell("true"));
+    // A cache folder of its own, with the same kernel and agent: nobody else's lab is touched.
+    let dir = tempfile::tempdir().unwrap();
+    let lab = dir.path().join("mini-kvm/lab");
+    fs::create_dir_all(&lab).unwrap();
+    symlink(cli::cache::lab_kernel(), dir.path().join("mini-kvm/lab-kernel")).unwrap();
+    for entry in fs::read_dir(cli::cache::dir().join("lab")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "cpio") {
+            fs::copy(&path, lab.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let run = || shell("exit 7").unwrap().env("XDG_CACHE_HOME", dir.path()).run();
+    run().ended(7).stderr_has("starting the lab once");
+    let state = fs::read_dir(&lab)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("state-"))
+        .unwrap();
+
+    for damaged in ["devices", "memory"] {
+        let file = fs::File::options().write(true).open(state.join(damaged)).unwrap();
+        file.set_len(1000).unwrap();
+        run().ended(7).stderr_has("making it anew");
+        let after = run();
+        after.ended(7);
+        assert_eq!(after.stderr, b"mini-kvm: MINI_KVM=lab: running in the lab\n", "{damaged}");
+    }
 }

@@ -1,0 +1,32 @@
+//! Set-up on machines that lack something, as a person there meets it.
+
+use std::fs;
+
+use testkit::Program;
+
+fn setup() -> Program {
+    Program::new(env!("CARGO_BIN_EXE_xtask")).args(["setup"])
+}
+
+#[test]
+fn without_apt_it_names_the_packages_goes_on_and_ends_as_not_complete() {
+    let cache = tempfile::tempdir().unwrap();
+    let leftover = cache.path().join("mini-kvm/.setup-of-yesterday");
+    fs::create_dir_all(&leftover).unwrap();
+    let ran = setup().env("XDG_CACHE_HOME", cache.path()).env("PATH", cache.path()).run();
+    // There is not even `uname` here, so nothing can be taken over from the system.
+    ran.ended(1)
+        .stderr_has("    sudo ")
+        .stderr_has(" nasm ")
+        .stderr_has("FAIL Fetching the lab's kernel")
+        .stderr_has("FAIL Fetching busybox")
+        .stderr_has("Set-up is not complete");
+    assert!(!leftover.exists(), "what an interrupted set-up left is still there");
+}
+
+#[test]
+fn a_cache_folder_that_cannot_be_made_is_told_in_one_line() {
+    let ran = setup().env("XDG_CACHE_HOME", "/proc/none").run();
+    ran.ended(1).stderr_has("error: cannot make /proc/none/mini-kvm (XDG_CACHE_HOME names another");
+    assert_eq!(ran.err().lines().count(), 1, "{}", ran.err());
+}
