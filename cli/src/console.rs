@@ -33,9 +33,10 @@ Ctrl-A h       this help
 Ctrl-A Ctrl-A  send Ctrl-A to the guest";
 
 /// What `--help` says of the console.
-pub const HELP: &str = "\
-Console: every key goes to the guest, Ctrl-C too. Ctrl-A x leaves, Ctrl-A h helps, Ctrl-A
-Ctrl-A sends Ctrl-A. What is piped into stdin is typed into the guest, and then Ctrl-D.";
+pub(crate) const HELP: &str = "\
+Console: every key goes to the guest, Ctrl-C too. Ctrl-A x leaves, Ctrl-A h
+helps, Ctrl-A Ctrl-A sends Ctrl-A. What is piped into stdin is typed into the
+guest, and then Ctrl-D.";
 
 /// The command line's part of the console.
 #[derive(Args, Clone, Debug, Default)]
@@ -109,8 +110,12 @@ impl Console {
     pub fn finish(self, ending: &Ending, exits: &Exits) -> Ended {
         let ended = !matches!(ending, Ending::Left | Ending::TimedOut);
         let late = ended && !self.screen.drain(self.deadline);
-        let (stats, screen) = (self.stats, self.screen());
+        let (stats, raw, screen) = (self.stats, self.raw, self.screen());
         drop(self);
+        // The guest was cut off, as a rule behind its prompt: what comes next begins a line of its own.
+        if raw && !ended {
+            say("\n");
+        }
         let ended = match ending {
             Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left if late => {
                 crate::eprintln!("the time given with --timeout ran out: nobody reads the console");

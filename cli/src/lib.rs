@@ -18,8 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Command, Parser};
 use common::error::Blame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
@@ -45,16 +45,20 @@ pub enum Ended {
     TimedOut = 4,
 }
 
-/// What `--help` of every stage ends with.
-pub const EXIT_CODES: &str = "\
-Exit codes: 0 the guest ended well, 1 the guest crashed, 2 bad input or usage,
-3 this host cannot do it, 4 the time given with --timeout ran out.";
+/// What `--help` of every stage ends with, and of those that have `--timeout`.
+const EXIT_CODES: &str = "\
+Exit codes: 0 the guest ended well, 1 it crashed or says that it failed,
+2 bad input or usage, 3 this host cannot do it";
+const TIMEOUT_CODE: &str = ", 4 --timeout ran out";
 
 /// Parses the command line, runs `program`, and turns how it ended into the exit code; an error
 /// becomes one line on stderr.
 pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -> ExitCode {
     end_with_our_reader();
-    let args = Args::try_parse().unwrap_or_else(|error| {
+    let mut command = command::<Args>();
+    let parsed = command.try_get_matches_from_mut(std::env::args_os());
+    let parsed = parsed.and_then(|matches| Args::from_arg_matches(&matches));
+    let args = parsed.unwrap_or_else(|error| {
         if error.kind() != ErrorKind::ValueValidation {
             error.exit();
         }
@@ -69,6 +73,21 @@ pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -
         blamed(&error)
     });
     ExitCode::from(ended as u8)
+}
+
+/// The command line of a stage with what all of them share: `--version`, lines that can be read on a wide
+/// terminal, and the end of `--help`.
+fn command<Args: Parser>() -> Command {
+    let command =
+        Args::command().name("mini-kvm").version(env!("CARGO_PKG_VERSION")).max_term_width(100);
+    let has = |option| command.get_arguments().any(|argument| argument.get_id() == option);
+    let mut help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    #[cfg(feature = "stage06")]
+    if has("exit_when") {
+        help = help + "\n\n" + console::HELP;
+    }
+    help = help + "\n\n" + EXIT_CODES + if has("timeout") { TIMEOUT_CODE } else { "" } + ".";
+    command.after_help(help)
 }
 
 /// Prints an error with its causes as one line on stderr.

@@ -15,8 +15,12 @@ const SCRIPT: [&str; 4] = [
     "poweroff -f",
 ];
 
-/// The end of the shell's prompt. A question to the terminal for its width may follow.
+/// The end of the shell's prompt.
 const PROMPT: &[u8] = b"# ";
+
+/// What the shell asks its terminal behind the prompt: where is the cursor (ECMA-48: DSR)? It is not shown: our
+/// terminal would answer, and as what the person types next.
+const QUESTION: &[u8] = b"\x1b[6n";
 
 /// No boot takes as long, not even in the lab on a busy machine.
 const LIMIT_SECS: &str = "300";
@@ -47,18 +51,26 @@ pub fn run() -> Result<ExitCode> {
     exit_code(child.wait())
 }
 
-/// Copies what the guest prints to `out`, and types the next line of the script at each prompt.
+/// Copies what the guest prints to `out`, except for its questions to the terminal, and types the next line of
+/// the script at each prompt.
 fn play(mut screen: impl Read, mut keys: impl Write, out: &mut impl Write) -> Result<()> {
     let mut script = SCRIPT.iter();
-    let mut printed: Vec<u8> = Vec::new();
+    let (mut unseen, mut printed) = (Vec::new(), Vec::new());
     let mut buffer = [0; 4096];
     loop {
         let read = screen.read(&mut buffer).context("cannot read what the guest prints")?;
         if read == 0 {
-            return Ok(());
+            return out.write_all(&unseen).context("cannot print");
         }
-        out.write_all(&buffer[..read]).and_then(|()| out.flush()).context("cannot print")?;
-        printed.extend(&buffer[..read]);
+        unseen.extend(&buffer[..read]);
+        while let Some(at) = unseen.windows(QUESTION.len()).position(|bytes| bytes == QUESTION) {
+            unseen.drain(at..at + QUESTION.len());
+        }
+        // The beginning of a question waits for what follows.
+        let begun = (1..QUESTION.len()).rev().find(|&len| unseen.ends_with(&QUESTION[..len]));
+        let whole: Vec<_> = unseen.drain(..unseen.len() - begun.unwrap_or(0)).collect();
+        out.write_all(&whole).and_then(|()| out.flush()).context("cannot print")?;
+        printed.extend(whole);
         if printed.windows(PROMPT.len()).any(|end| end == PROMPT)
             && let Some(line) = script.next()
         {
@@ -73,4 +85,37 @@ fn play(mut screen: impl Read, mut keys: impl Write, out: &mut impl Write) -> Re
 fn exit_code(status: std::io::Result<std::process::ExitStatus>) -> Result<ExitCode> {
     let code = status.context("cannot run lab/run")?.code().context("killed by a signal")?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A screen that hands over one byte at a time.
+    struct Slow<'a>(&'a [u8]);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            self.0.read(&mut buffer[..1])
+        }
+    }
+
+    #[test]
+    fn questions_to_the_terminal_are_not_shown_and_prompts_get_their_lines() {
+        let screen = b"hello\n~# \x1b[6n\x1b[1mbold\x1b[6\n/# \x1b[6n\x1b";
+        let shown = b"hello\n~# \x1b[1mbold\x1b[6\n/# \x1b";
+        let typed = format!("{}\n{}\n", SCRIPT[0], SCRIPT[1]);
+        for slow in [false, true] {
+            let (mut out, mut keys) = (Vec::new(), Vec::new());
+            if slow {
+                play(Slow(screen), &mut keys, &mut out).unwrap();
+            } else {
+                // In one piece there is one prompt to answer.
+                play(&screen[..], &mut keys, &mut out).unwrap();
+            }
+            assert_eq!(out, shown);
+            assert!(typed.as_bytes().starts_with(&keys) && !keys.is_empty());
+            assert_eq!(slow, keys == typed.as_bytes());
+        }
+    }
 }

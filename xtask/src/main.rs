@@ -16,9 +16,19 @@ use clap::{Parser, Subcommand};
 
 use setup::Done;
 
-/// What a maintainer of mini-kvm types
+/// Sets mini-kvm up, shows it, tests it and measures it
+///
+/// The stages themselves are started with `cargo run --bin 05_mmio`. What is fetched or built for them
+/// goes to the user's cache folder and to target/, never into the repository.
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+#[command(after_help = "\
+Try: cargo xtask demo             from a fresh clone to a Linux shell
+     cargo xtask test 05 clippy   some of the checks
+     cargo xtask lab -- dmesg     one command on the lab's own Linux
+
+Exit codes: 0 done, 1 a check failed or something is missing, 2 bad usage; `demo`
+and `lab` end with the code of what they ran.")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -28,13 +38,36 @@ struct Cli {
 enum Task {
     /// Bring what the project needs and this machine lacks: packages, kernels, the lab
     Setup(setup::Args),
-    /// Set up, build, and boot Linux with stage 08 to a shell; without a terminal, play a short script
+    /// Set up, build, and boot Linux to a shell; with no terminal on stdin, play a short script
+    #[command(after_help = "\
+In the shell: `exit` or Ctrl-D switches the machine off, Ctrl-A x leaves it
+whatever it does, Ctrl-A h lists these keys. It is stage 08 without arguments:
+cargo run --bin 08_boot_linux")]
     Demo,
-    /// Set up and run every check: format, clippy, docs, unit tests, and the milestones on /dev/kvm
+    /// Set up and run the checks: format, clippy, docs, unit tests, milestones on /dev/kvm
+    #[command(after_help = "\
+Try: cargo xtask test --list      what there is
+     cargo xtask test 05          all about stage 05
+     cargo xtask test clippy docs
+
+The whole output of each check stays in target/checks/.")]
     Test(test::Args),
     /// Measure what exits, starts, a boot and the lab cost, and print a table or JSON
+    #[command(after_help = "\
+Try: cargo xtask bench exits             one port and one MMIO exit
+     cargo xtask bench --json=now.json   the table, and a file to compare with
+
+bench/README.md says what each row means and how it is measured.")]
     Bench(bench::Args),
     /// Open a shell in the lab, or run one command in it
+    ///
+    /// The lab is an emulated machine with a complete /dev/kvm, for hosts that have none. It sees this
+    /// host's files at their own paths, with the rights of the user who calls.
+    #[command(after_help = "\
+Try: cargo xtask lab                      a shell; `exit` leaves it
+     cargo xtask lab -- ls -l /dev/kvm    one command, with its exit code
+
+To run a stage there: MINI_KVM=lab cargo run --bin 05_mmio")]
     Lab {
         /// The command and its arguments; without one, a shell
         #[arg(last = true, value_name = "CMD")]

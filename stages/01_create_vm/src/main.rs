@@ -20,15 +20,13 @@ use serde::Serialize;
 /// a virtual machine. What KVM can do it tells as capabilities. Whether it really works, only a guest can
 /// tell: the check-up runs tiny ones, each of which tries one thing that a later stage needs.
 #[derive(Parser)]
-#[command(after_help = format!("\
+#[command(after_help = "\
 Try: 01_create_vm           what this host offers, and which stages it can run
      01_create_vm --json    the same for programs, the verdicts under `verdicts`
 
-A stage that cannot run here is no error; KVM that cannot be used at all is.
-
-{}", cli::EXIT_CODES))]
+A stage that cannot run here is no error; KVM that cannot be used at all is.")]
 struct Args {
-    /// Print JSON instead of tables.
+    /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
 }

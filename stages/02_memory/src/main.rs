@@ -25,12 +25,10 @@ use crate::show::{address, met, told};
 /// address the guest sees it. From then on both read and write the same bytes. Slots can be read-only, be
 /// moved and be deleted; where none is, an access leaves the guest, which is how devices are made later.
 #[derive(Parser)]
-#[command(after_help = format!("\
+#[command(after_help = "\
 Try: 02_memory                   the whole walk with 64 MiB
      02_memory --memory 4G       RAM on both sides of the hole below 4 GiB
-     02_memory --touch 7,100     which pages the guest writes, and the log names
-
-{}", cli::EXIT_CODES))]
+     02_memory --touch 7,100     which pages the guest writes, and the log names")]
 struct Args {
     /// The guest's RAM
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]

@@ -1,5 +1,7 @@
 //! Stage 03: a virtual CPU runs a program, and we see each of the ways in which that can end.
 
+mod explain;
+
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -7,9 +9,10 @@ use clap::{Parser, ValueEnum};
 use cli::{Ended, println};
 use common::layout::PROGRAM;
 use common::memory::Vm;
-use common::regs::{Bits, CR0, EFER, RFLAGS, Registers};
+use common::regs::Registers;
 use common::step::Moment;
 use common::vcpu::{self, Exit, Vcpu};
+use explain::{FAIL_ENTRY, HLT, INTERNAL_ERROR, SHUTDOWN};
 use kvm_bindings::kvm_sregs;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -26,39 +29,31 @@ const SQUARE: GuestAddress = GuestAddress(0x2012);
 /// and calls KVM_RUN: the guest then has the host's CPU until it does something that KVM leaves to us.
 /// KVM_RUN returns, the exit reason says what it was, and a monitor is the loop around that.
 #[derive(Parser)]
-#[command(after_help = format!("\
-Try: 03_vcpu                       the reset state, CPUID, a program, what it changed
-     03_vcpu --step                each instruction with its disassembly and its effect
-     03_vcpu triple-fault --step   the last instructions before a machine gives up
-
-{}", cli::EXIT_CODES))]
+#[command(after_help = "\
+Try: 03_vcpu                      the reset state, a program, what it changed
+     03_vcpu --step               each instruction, disassembled, and its effect
+     03_vcpu triple-fault --step  the last instructions of a dying machine")]
 struct Args {
-    /// The guest: each ends in a way of its own.
+    /// The guest: each ends in a way of its own
     #[arg(value_enum, default_value_t = Guest::Walk)]
     guest: Guest,
 
-    /// Stop after every instruction and print it, with what it changed.
+    /// Stop after every instruction and print it, with what it changed
     #[arg(long)]
     step: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Guest {
-    /// Asks CPUID who it runs on, adds 1 to 10, squares the sum, ends with HLT.
+    /// Asks CPUID who it runs on, adds 1 to 10, squares the sum, ends with HLT
     Walk,
-    /// An exception without a handler, and none for that either: KVM_EXIT_SHUTDOWN.
+    /// Raises an exception that nothing handles: KVM_EXIT_SHUTDOWN
     TripleFault,
-    /// Starts in a state that no processor can be in: KVM_EXIT_FAIL_ENTRY.
+    /// Starts in a state that no processor can be in: KVM_EXIT_FAIL_ENTRY
     FailEntry,
-    /// Jumps to where no memory is: KVM_EXIT_INTERNAL_ERROR.
+    /// Jumps to where no memory is: KVM_EXIT_INTERNAL_ERROR
     InternalError,
 }
-
-const HLT: &str = "the guest executed HLT and waits for an interrupt; none can come.";
-const SHUTDOWN: &str = "a triple fault. A PC would reset now. KVM on AMD does reset the
-vCPU, so there the registers below are those of the reset state again.";
-const FAIL_ENTRY: &str = "the processor refused to enter the guest with these registers.";
-const INTERNAL_ERROR: &str = "KVM had to emulate an instruction and could not.";
 
 fn main() -> ExitCode {
     cli::main(run)
@@ -79,7 +74,7 @@ fn run(args: Args) -> Result<Ended> {
     // A processor. KVM has put it into the reset state.
     let mut vcpu = Vcpu::new(&vm, 0)?;
     println!("The vCPU after KVM_CREATE_VCPU: the state of a processor after reset");
-    explain_reset(&Registers::of(&vcpu)?);
+    explain::reset(&Registers::of(&vcpu)?);
 
     // What it says of itself when the guest executes CPUID.
     let cpuid = vcpu.set_supported_cpuid(&kvm)?;
@@ -154,33 +149,6 @@ fn run(args: Args) -> Result<Ended> {
         println!("The guest left in memory: 1 + 2 + ... + 10 = {sum}, squared {square}");
     }
     Ok(ended)
-}
-
-/// The registers that decide what the first instruction is and means.
-fn explain_reset(Registers { regs, sregs }: &Registers) {
-    println!(
-        "  cs     {:04X}, base {:08X}: in real mode the base is the selector times 16,
-         but not here, until CS is loaded for the first time
-  rip    {:04X}: the first instruction comes from {:08X}, a ROM's last 16 bytes
-         below 4 GiB (stage 07). There is none here: we set CS and RIP ourselves
-  rflags {:04X} {}: interrupts are off; bit 1 is always set
-  cr0    {:08X} {}: without PE it is real mode, without PG no paging
-  efer   {:04X} {}: no long mode
-  rdx    {:04X}: family, model and stepping of the processor
-  idt    base {:04X}: in real mode 256 vectors of 4 bytes each stand there",
-        sregs.cs.selector,
-        sregs.cs.base,
-        regs.rip,
-        sregs.cs.base.wrapping_add(regs.rip),
-        regs.rflags,
-        Bits(regs.rflags, RFLAGS),
-        sregs.cr0,
-        Bits(sregs.cr0, CR0),
-        sregs.efer,
-        Bits(sregs.efer, EFER),
-        regs.rdx,
-        sregs.idt.base,
-    );
 }
 
 /// A state that KVM_SET_SREGS lets through and hardware refuses: long mode with a code segment that is

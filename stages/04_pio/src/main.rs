@@ -39,9 +39,8 @@ Programs:
 Try: 04_pio                                  hello
      echo some text | 04_pio upper           stdin reaches the guest
      04_pio counter primes fibonacci matrix  four vCPUs in one machine
-     04_pio --timeout 5 ./mine.bin           a flat 16-bit binary, loaded and started at 0x1000
-
-{}", programs::list("  "), cli::EXIT_CODES))]
+     04_pio --timeout 5 ./mine.bin           flat 16-bit code, started at 0x1000",
+    programs::list("  ")))]
 struct Args {
     /// Names of programs, or files with flat 16-bit code
     #[arg(value_name = "PROGRAM", default_value = "hello")]

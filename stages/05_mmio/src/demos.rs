@@ -56,10 +56,9 @@ Demos:
 {}
 Try: 05_mmio                       all demos in turn
      05_mmio sizes                 the exits of each access
-     05_mmio --trace doorbell      what a driver and its device say to each other
-     05_mmio --timeout 5 ./my.bin  a flat 16-bit binary, loaded and started at 0x1000
-
-{}", list("  "), cli::EXIT_CODES))]
+     05_mmio --trace doorbell      what driver and device say to each other
+     05_mmio --timeout 5 ./my.bin  flat 16-bit code, started at 0x1000",
+    list("  ")))]
 pub struct Args {
     /// Names of demos, or files with flat 16-bit code; all demos if nothing is named
     #[arg(value_name = "DEMO")]
@@ -69,7 +68,7 @@ pub struct Args {
     #[arg(long)]
     list: bool,
 
-    /// Print every MMIO exit: direction, address, bytes, and the device that took it
+    /// Print every MMIO exit: direction, address, bytes, and whose it was
     #[arg(long)]
     trace: bool,
 

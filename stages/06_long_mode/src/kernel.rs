@@ -1,5 +1,5 @@
-//! The Rust kernel's loader: its segments, and the boot info that it gets in RDI. The contract
-//! stands in `guests/kernel/abi/src/boot.rs`.
+//! The Rust kernel's loader: its segments, the boot info that it gets in RDI, and the two ways to enter it.
+//! The contract stands in `guests/kernel/abi/src/boot.rs`.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -7,17 +7,17 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use common::layout::{BOOT_INFO, PROGRAM};
 use common::memory::Ram;
-use common::{e820, elf, file};
-use guests::boot::{BootInfo, E820Entry, KERNEL_LIMIT, KERNEL_START, MAGIC};
+use common::vcpu::Vcpu;
+use common::{e820, elf, file, long_mode};
+use guests::boot::{BootInfo, E820Entry, KERNEL_LIMIT, KERNEL_START, MAGIC, loader};
+use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress};
 
-/// Where the climb (`asm/real/climb.asm`) looks for the entry point of a kernel and for its boot
-/// info.
-pub const CLIMB_ENTRY: GuestAddress = GuestAddress(PROGRAM.0 + 8);
-pub const CLIMB_BOOT_INFO: GuestAddress = GuestAddress(PROGRAM.0 + 16);
+/// Where the climb (`asm/real/climb.asm`) looks for the entry point of a kernel and for its boot info.
+const CLIMB_ENTRY: GuestAddress = GuestAddress(PROGRAM.0 + 8);
+const CLIMB_BOOT_INFO: GuestAddress = GuestAddress(PROGRAM.0 + 16);
 
-/// Copies the kernel, the built-in one or that in a file, to where it was linked. Returns its entry
-/// point.
+/// Copies the kernel, the built-in one or that in a file, to where it was linked. Returns its entry point.
 pub fn load(ram: &Ram, path: Option<&Path>) -> Result<GuestAddress> {
     let allowed = KERNEL_START..KERNEL_LIMIT;
     let image = match path {
@@ -31,8 +31,24 @@ pub fn load(ram: &Ram, path: Option<&Path>) -> Result<GuestAddress> {
     Ok(image.entry)
 }
 
+/// Has the vCPU begin in long mode, with the kernel's first instruction.
+pub fn enter(vcpu: &Vcpu, ram: &Ram, entry: GuestAddress) -> Result<()> {
+    let info = write_boot_info(ram, loader::HOST)?;
+    let regs = kvm_regs { rip: entry.0, rdi: info.0, ..Default::default() };
+    Ok(long_mode::enter(vcpu, ram, regs)?)
+}
+
+/// Has the vCPU begin in real mode, with the climb, which ends with a jump to the kernel.
+pub fn climb_to(vcpu: &Vcpu, ram: &Ram, entry: GuestAddress) -> Result<()> {
+    let info = write_boot_info(ram, loader::CLIMB)?;
+    ram.write_slice(asm::real::CLIMB, PROGRAM)?;
+    ram.write_obj(entry.0, CLIMB_ENTRY)?;
+    ram.write_obj(info.0, CLIMB_BOOT_INFO)?;
+    Ok(vcpu.start_real_mode(PROGRAM)?)
+}
+
 /// Tells the kernel which memory there is, and who loaded it. Returns the address for RDI.
-pub fn write_boot_info(ram: &Ram, loader: u32) -> Result<GuestAddress> {
+fn write_boot_info(ram: &Ram, loader: u32) -> Result<GuestAddress> {
     let info_size = size_of::<BootInfo>() as u64;
     let map = e820::map(ram);
     let info = BootInfo {

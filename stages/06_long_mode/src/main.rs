@@ -23,7 +23,6 @@ use common::run::{self, Ending};
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::{kvm, long_mode};
-use guests::boot::loader;
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -31,18 +30,25 @@ use vm_memory::{Bytes, GuestAddress};
 ///
 /// Without arguments it boots the kernel to its shell, on this terminal: type help.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, after_help = after_help())]
+#[command(after_help = "\
+Try: 06_long_mode                           the kernel's shell; Ctrl-D ends it
+     06_long_mode --enter climb             the same, by the climb from real mode
+     06_long_mode climb                     each mode on the way, its registers
+     echo 'calc 6*7' | 06_long_mode         commands from a pipe
+     06_long_mode --exit-when '> ' --stats  how many exits a boot costs
+
+The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a
+serial port at 0x3F8 on line 4, and port 0xF4, which ends it.")]
 struct Args {
     /// What to run
     #[arg(value_enum, default_value_t = Guest::Kernel)]
     guest: Guest,
 
     /// How the kernel gets into long mode
-    #[arg(long, value_enum, default_value_t = Way::Host)]
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = Way::Host)]
     enter: Way,
 
-    /// Another kernel than the built-in one: an ELF64 file for the entry contract in
-    /// guests/kernel/abi/src/boot.rs
+    /// Another kernel: an ELF64 file that is entered as guests/kernel/abi/src/boot.rs says
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
@@ -58,7 +64,7 @@ struct Args {
 enum Guest {
     /// The Rust kernel: paging, interrupts, a shell, and programs in ring 3
     Kernel,
-    /// Real mode, protected mode, 32-bit paging, PAE, long mode: one after the other
+    /// Real mode, protected mode, 32-bit paging, PAE, long mode in turn
     Climb,
     /// Long mode from the first instruction on: the host has set the registers
     Direct,
@@ -89,21 +95,18 @@ fn machine(args: Args) -> Result<Ended> {
     if args.memory < LEAST_MEMORY {
         bail!("--memory: these guests need at least {} MiB", LEAST_MEMORY >> 20);
     }
-
     if args.guest != Guest::Kernel && (args.kernel.is_some() || args.enter != Way::Host) {
         bail!(
             "--kernel and --enter belong to the guest `kernel`: leave the other guest's name out"
         );
     }
 
-    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes
-    // milliseconds.
+    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
     let vm = Vm::with_ram(&kvm, args.memory)?;
     let ram = vm.ram();
 
-    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from
-    // them.
+    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from them.
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
     let vcpu = Vcpu::new(&vm, 0)?;
@@ -136,18 +139,8 @@ fn load(args: &Args, ram: &Ram, vcpu: &Vcpu) -> Result<()> {
         Guest::Kernel => {
             let entry = kernel::load(ram, args.kernel.as_deref())?;
             return match args.enter {
-                Way::Host => {
-                    let info = kernel::write_boot_info(ram, loader::HOST)?;
-                    let regs = kvm_regs { rip: entry.0, rdi: info.0, ..Default::default() };
-                    Ok(long_mode::enter(vcpu, ram, regs)?)
-                }
-                Way::Climb => {
-                    let info = kernel::write_boot_info(ram, loader::CLIMB)?;
-                    ram.write_slice(asm::real::CLIMB, PROGRAM)?;
-                    ram.write_obj(entry.0, kernel::CLIMB_ENTRY)?;
-                    ram.write_obj(info.0, kernel::CLIMB_BOOT_INFO)?;
-                    Ok(vcpu.start_real_mode(PROGRAM)?)
-                }
+                Way::Host => kernel::enter(vcpu, ram, entry),
+                Way::Climb => kernel::climb_to(vcpu, ram, entry),
             };
         }
         Guest::Climb => {
@@ -162,24 +155,4 @@ fn load(args: &Args, ram: &Ram, vcpu: &Vcpu) -> Result<()> {
     ram.write_slice(program, PROGRAM)?;
     let GuestAddress(rip) = PROGRAM;
     Ok(long_mode::enter(vcpu, ram, kvm_regs { rip, ..Default::default() })?)
-}
-
-fn after_help() -> String {
-    format!(
-        "\
-Try: 06_long_mode                                  the kernel's shell; exit or Ctrl-D ends it
-     06_long_mode --enter climb                    the same, by the climb from real mode
-     06_long_mode climb                            every mode on the way, and its registers
-     echo 'calc 6*7' | 06_long_mode                commands from a pipe
-     06_long_mode --exit-when '> ' --stats         how many exits a boot costs
-
-The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a serial port at 0x3F8
-on line 4, and port 0xF4, which ends it.
-
-{}
-
-{}",
-        console::HELP,
-        cli::EXIT_CODES
-    )
 }

@@ -34,7 +34,19 @@ const FIRST_HARD_DISK: u64 = 0x80;
 /// in 55 AA, and starts the vCPU there in real mode. All else is read by the guest itself, through the
 /// ports of an ATA disk.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, after_help = after_help())]
+#[command(after_help = "\
+Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
+     07_bootloader --write-image boot.img    the disk as a file, for hexdump -C
+     07_bootloader --disk boot.img           boot it, or any other flat image
+     07_bootloader --exit-when '> ' --stats  how many exits a boot costs
+
+The same image boots a PC, or QEMU:
+     qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
+                        -device isa-debug-exit,iobase=0xf4
+
+The machine: 1 vCPU, interrupt controllers and timer in KVM, a serial port at
+0x3F8 on line 4, an ATA disk at 0x1F0, CMOS at 0x70, and port 0xF4, which ends
+it. There is no BIOS to call.")]
 struct Args {
     /// The disk to boot, a flat image. Without it: our boot sector, second stage and kernel, in memory
     #[arg(long, value_name = "FILE")]
@@ -122,27 +134,4 @@ fn insert(mut disk: impl Sectors + 'static) -> Result<([u8; SECTOR], Ata)> {
     disk.read(0, &mut boot_sector).context("cannot read the first sector")?;
     disk_image::check_boot_sector(&boot_sector)?;
     Ok((boot_sector, Ata::new(disk)))
-}
-
-fn after_help() -> String {
-    format!(
-        "\
-Try: 07_bootloader                              the kernel's shell; exit or Ctrl-D ends it
-     07_bootloader --write-image boot.img       the disk as a file, to look at: hexdump -C boot.img
-     07_bootloader --disk boot.img              boot it, or any other flat image with a boot sector
-     07_bootloader --exit-when '> ' --stats     how many exits a boot from disk costs
-
-The same image boots a PC, or QEMU:
-     qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
-                        -device isa-debug-exit,iobase=0xf4
-
-The machine: 1 vCPU, interrupt controllers and timer in KVM, a serial port at 0x3F8 on line 4, an
-ATA disk at 0x1F0, CMOS at 0x70, and port 0xF4, which ends it. There is no BIOS to call.
-
-{}
-
-{}",
-        console::HELP,
-        cli::EXIT_CODES
-    )
 }

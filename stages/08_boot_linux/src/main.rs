@@ -28,7 +28,15 @@ const VCPUS: u8 = 1;
 /// parameters that Linux expects (boot_params, with the memory map in it) and ACPI tables, and starts the
 /// vCPU at the kernel's 64-bit entry. From there on Linux finds a small PC.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, after_help = after_help())]
+#[command(after_help = "\
+Try: 08_boot_linux                                     a shell on Debian's kernel
+     08_boot_linux --append loglevel=7                 the kernel's own messages
+     08_boot_linux --kernel /boot/vmlinuz-$(uname -r)  this machine's kernel
+     echo 'cat /proc/meminfo' | 08_boot_linux          commands from a pipe
+
+The machine: 1 vCPU, interrupt controllers and timer in KVM, a serial port
+(ttyS0), ACPI, no disk. It ends when the guest powers off, restarts, or its
+kernel panics.")]
 struct Args {
     /// The kernel: a bzImage (vmlinuz) or a vmlinux. Without it: the one that `cargo xtask setup`
     /// fetched
@@ -122,23 +130,4 @@ fn files(args: &Args) -> Result<(PathBuf, Option<PathBuf>)> {
         return Ok((kernel, None));
     }
     Ok((kernel, Some(named_or(&args.initrd, cache::default_initrd(), "--initrd")?)))
-}
-
-fn after_help() -> String {
-    format!(
-        "\
-Try: 08_boot_linux                                      a shell in Debian's kernel and busybox
-     08_boot_linux --append loglevel=7                  with the kernel's own messages
-     08_boot_linux --kernel /boot/vmlinuz-$(uname -r)   the kernel of this machine
-     echo 'cat /proc/meminfo' | 08_boot_linux           commands from a pipe
-
-The machine: {VCPUS} vCPU, interrupt controllers and timer in KVM, a serial port (ttyS0), ACPI, no disk.
-It ends when the guest powers off, restarts, or its kernel panics.
-
-{}
-
-{}",
-        console::HELP,
-        cli::EXIT_CODES
-    )
 }

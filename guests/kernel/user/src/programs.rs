@@ -49,7 +49,7 @@ fn about<'a>(arguments: &Arguments<'a>) -> Result<'a> {
     nothing(arguments)?;
     println!("mini-kvm's own kernel: Rust without its standard library, 64-bit long mode.");
     println!("The shell and all programs run in ring 3, each in an address space of its own.");
-    println!("This one talks to the kernel by the syscall instruction; see `ring` for int 0x80.");
+    println!("This one calls the kernel by the syscall instruction; see `ring` for int 0x80.");
     Ok(())
 }
 

@@ -47,5 +47,5 @@ fn help() {
         let width = 21_usize.saturating_sub(program.name.len());
         println!("  {} {:<width$} {}", program.name, program.arguments, program.help);
     }
-    println!("Backspace and Ctrl-U edit the line. Ctrl-C cancels it, or stops a running program.");
+    println!("Backspace and Ctrl-U edit the line; Ctrl-C cancels it, or stops a program.");
 }
