@@ -56,7 +56,7 @@ PT_LOAD     equ 1
 
     ; A20. The 8086 had 20 address lines and wrapped around at 1 MiB; PCs since the AT have a gate that
     ; keeps the 21st at 0 until somebody asks. If 0xFFFF:0x0510 is the same byte as 0:0x0500, it is shut.
-    ; (Intel SDM vol. 3, 22.7.13; port 0x92 is the "fast" way since the PS/2.)
+    ; (Intel SDM vol. 3, 22.1.1; port 0x92 is the "fast" way since the PS/2.)
     mov ax, 0xFFFF
     mov fs, ax
     call a20_is_open

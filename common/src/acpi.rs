@@ -183,7 +183,7 @@ fn madt(vcpus: u8) -> MADT {
 fn dsdt() -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     let mut aml = Vec::new();
-    // Soft off is sleep type S5 in PM1a_CNT; there is no PM1b (ACPI 6.5, 7.4.2.5 "\_Sx").
+    // Soft off is sleep type S5 in PM1a_CNT; there is no PM1b (ACPI 6.5, 7.4.2 "\_Sx").
     Name::new("_S5_".into(), &Package::new(vec![&S5, &0u8])).to_aml_bytes(&mut aml);
     let ports = IO::new(uart::COM1, uart::COM1, 1, uart::PORTS as u8);
     let line = Interrupt::new(true, true, false, false, uart::COM1_IRQ);

@@ -26,7 +26,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::deadline::{self, Deadline};
 use crate::kvm::Capability;
-use crate::layout::{PAGE_SIZE, PROGRAM};
+use crate::layout::{PAGE_SIZE, PROGRAM, TEXT_SCREEN, VGA_HOLE};
 use crate::memory::{self, SlotFlags, Vm};
 use crate::vcpu::{self, Exit, Vcpu};
 
@@ -44,7 +44,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const EXITS: u32 = 10_000;
 
 /// The probes' RAM: all of the first 640 KiB, as in a PC.
-const RAM: usize = 0xA_0000;
+const RAM: usize = VGA_HOLE.0 as usize;
 
 // The other end of asm/include/probe.inc.
 const NONCE: u16 = 0x10;
@@ -599,20 +599,20 @@ fn mmio(kvm: &Kvm, probes: &Probes, _: &mut Report) -> Result<(), Failure> {
     let guest = Guest::new(kvm, probes.mmio)?;
     let number = guest.nonce.to_le_bytes();
     let expected: [(u64, &[u8]); 7] = [
-        (0xB_8004, &number[..1]),
-        (0xB_8006, &number[..2]),
-        (0xB_8008, &number),
-        (0xB_8010, &[0x11, 0x11]),
-        (0xB_8012, &[0x22, 0x22]),
-        (0xB_8014, &[0x33, 0x33]),
-        (0xB_8016, &[0x44, 0x44]),
+        (TEXT_SCREEN.0 + 0x04, &number[..1]),
+        (TEXT_SCREEN.0 + 0x06, &number[..2]),
+        (TEXT_SCREEN.0 + 0x08, &number),
+        (TEXT_SCREEN.0 + 0x10, &[0x11, 0x11]),
+        (TEXT_SCREEN.0 + 0x12, &[0x22, 0x22]),
+        (TEXT_SCREEN.0 + 0x14, &[0x33, 0x33]),
+        (TEXT_SCREEN.0 + 0x16, &[0x44, 0x44]),
     ];
     run_mmio(kvm, &guest, &expected)?;
     guest.check("the number that was read", RESULT, guest.nonce)
 }
 
 fn rom(kvm: &Kvm, probes: &Probes, _: &mut Report) -> Result<(), Failure> {
-    const ROM: GuestAddress = GuestAddress(0xA_0000);
+    const ROM: GuestAddress = VGA_HOLE;
     let guest = Guest::new(kvm, probes.rom)?;
     let flags = SlotFlags { read_only: true, ..Default::default() };
     guest.vm.add_slot(1, ROM, PAGE_SIZE as usize, flags)?;

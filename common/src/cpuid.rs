@@ -18,7 +18,7 @@ const HTT: u32 = 1 << 28;
 
 /// Sets what the vCPU's CPUID says: all that KVM supports, KVM's own leaves with its clock among them,
 /// and the topology of a machine with `vcpus` vCPUs: one package, one thread a core.
-/// (`KVM_GET_SUPPORTED_CPUID`, KVM API 4.46; `KVM_SET_CPUID2`, 4.47.)
+/// (`KVM_GET_SUPPORTED_CPUID` and `KVM_SET_CPUID2`, KVM API 4.46.)
 pub fn set(kvm: &Kvm, vcpu: &Vcpu, vcpus: u8) -> Result<(), vcpu::Error> {
     let failed = |ioctl| move |source| vcpu::Error::Ioctl { ioctl, vcpu: vcpu.id(), source };
     let mut cpuid = kvm

@@ -30,6 +30,9 @@
 //!                 | the rest of RAM          |
 //!                 +--------------------------+
 //! ```
+//!
+//! What a single guest and the code that talks to it agree on within their own memory stands with them: the
+//! results of a probe, the sums of stage 03.
 
 use std::ops::Range;
 
@@ -115,14 +118,14 @@ pub const IOAPIC: GuestAddress = GuestAddress(0xFEC0_0000);
 pub const LOCAL_APIC: GuestAddress = GuestAddress(0xFEE0_0000);
 
 /// Three pages that KVM uses on Intel hosts to run real mode without "unrestricted guest"
-/// (`KVM_SET_TSS_ADDR`, KVM API 4.12). They must lie outside guest RAM.
+/// (`KVM_SET_TSS_ADDR`, KVM API 4.36). They must lie outside guest RAM.
 pub const KVM_TSS: u64 = 0xFFFB_D000;
 
-/// One page that KVM uses next to it (`KVM_SET_IDENTITY_MAP_ADDR`, KVM API 4.37).
+/// One page that KVM uses next to it (`KVM_SET_IDENTITY_MAP_ADDR`, KVM API 4.40).
 pub const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
 
 /// The ROM from which a processor takes its first instruction, 16 bytes below 4 GiB (Intel SDM vol. 3,
-/// 10.1.4 "First Instruction Executed"): the last 64 KiB of the hole.
+/// 11.1.4 "First Instruction Executed"): the last 64 KiB of the hole.
 pub const RESET_ROM: GuestAddress = GuestAddress(0xFFFF_0000);
 
 /// How long it is.

@@ -44,7 +44,7 @@ use crate::{e820, elf, file, long_mode};
 /// - `panic=-1`: restart at once after a panic, which [`crate::panic_watch`] tells from a restart that was wanted.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet loglevel=3 pci=off panic=-1";
 
-/// Where the setup header begins in a bzImage (Linux boot protocol, 1.3).
+/// Where the setup header begins in a bzImage (Linux boot protocol, 1.2).
 const SETUP_HEADER: u64 = 0x1F1;
 
 /// "HdrS", in the `header` field.

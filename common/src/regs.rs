@@ -176,7 +176,7 @@ impl Registers {
         }
     }
 
-    /// Whether the processor stands at its very first instruction, as after reset (Intel SDM vol. 3, 10.1.4).
+    /// Whether the processor stands at its very first instruction, as after reset (Intel SDM vol. 3, 11.1.4).
     pub fn is_reset(&self) -> bool {
         self.linear_rip() == RESET_VECTOR && self.sregs.cs.base == RESET_BASE
     }

@@ -170,7 +170,7 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// Makes vCPU number `id`, in the state that a processor has after reset (`KVM_CREATE_VCPU`, KVM
-    /// API 4.7; Intel SDM vol. 3, 10.1.1 "Processor State After Reset").
+    /// API 4.7; Intel SDM vol. 3, 11.1.1 "Processor State After Reset").
     pub fn new(vm: &Arc<Vm>, id: u8) -> Result<Self, Error> {
         let fd = vm.fd().create_vcpu(id.into()).map_err(|source| Error::Ioctl {
             ioctl: "KVM_CREATE_VCPU",
@@ -196,7 +196,7 @@ impl Vcpu {
     }
 
     /// Tells the guest what its processor can do: all that KVM supports on this host
-    /// (`KVM_GET_SUPPORTED_CPUID`, KVM API 4.46; `KVM_SET_CPUID2`, 4.47). Comes before MSRs and modes
+    /// (`KVM_GET_SUPPORTED_CPUID` and `KVM_SET_CPUID2`, KVM API 4.46). Comes before MSRs and modes
     /// which depend on it, long mode among them.
     pub fn set_supported_cpuid(&self, kvm: &Kvm) -> Result<CpuId, Error> {
         let cpuid = kvm
