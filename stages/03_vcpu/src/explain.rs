@@ -1,5 +1,6 @@
 //! What a person is told: what the reset state means, and what each exit.
 
+use cli::println;
 use common::regs::{Bits, CR0, EFER, RFLAGS, Registers};
 
 pub const HLT: &str = "the guest executed HLT and waits for an interrupt; none can come.";
