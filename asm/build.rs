@@ -1,4 +1,4 @@
-//! Assembles every `.asm` file under `real/`, `protected/`, `long/`, `boot/` and `probes/` into a
+//! Assembles every `.asm` file under `real/`, `long/`, `boot/` and `probes/` into a
 //! flat binary and writes one constant for each: `real/hello.asm` becomes `asm::real::HELLO`.
 
 use std::fmt::Write;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Folders of guests; each becomes a module of the crate.
-const FOLDERS: &[&str] = &["real", "protected", "long", "boot", "probes"];
+const FOLDERS: &[&str] = &["real", "long", "boot", "probes"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=NASM");
@@ -24,8 +24,9 @@ fn assemble() -> Result<(), String> {
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     let mut index = String::new();
     for folder in FOLDERS {
+        // Cargo would take a folder that is missing for one that has changed, at every build.
+        let entries = fs::read_dir(folder).map_err(|error| format!("asm/{folder}: {error}"))?;
         println!("cargo::rerun-if-changed={folder}");
-        let Ok(entries) = fs::read_dir(folder) else { continue };
         let mut sources: Vec<_> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|ext| ext == "asm"))
