@@ -32,7 +32,7 @@ use vm_memory::{Bytes, GuestAddress};
 #[derive(Parser)]
 #[command(after_help = "\
 Try: 06_long_mode                           the kernel's shell; Ctrl-D ends it
-     06_long_mode --enter climb             the same, by the climb from real mode
+     06_long_mode --enter climb             the same, climbing from real mode
      06_long_mode climb                     each mode on the way, its registers
      echo 'calc 6*7' | 06_long_mode         commands from a pipe
      06_long_mode --exit-when '> ' --stats  how many exits a boot costs

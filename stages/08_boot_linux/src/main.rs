@@ -29,7 +29,7 @@ const VCPUS: u8 = 1;
 /// vCPU at the kernel's 64-bit entry. From there on Linux finds a small PC.
 #[derive(Parser)]
 #[command(after_help = "\
-Try: 08_boot_linux                                     a shell on Debian's kernel
+Try: 08_boot_linux                                     Debian's kernel, a shell
      08_boot_linux --append loglevel=7                 the kernel's own messages
      08_boot_linux --kernel /boot/vmlinuz-$(uname -r)  this machine's kernel
      echo 'cat /proc/meminfo' | 08_boot_linux          commands from a pipe
