@@ -47,7 +47,7 @@ pub struct Flags {
     pub exit_when: Option<String>,
 
     /// End with exit code 4 if the guest has not ended after SECS seconds
-    #[arg(long, value_name = "SECS", value_parser = crate::seconds)]
+    #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = crate::seconds)]
     pub timeout: Option<Duration>,
 
     /// At the end, print how often the guest exited, and for what

@@ -72,6 +72,9 @@ pub enum Error {
         /// Where segments may lie.
         allowed: Range<u64>,
     },
+    /// Two segments would share memory.
+    #[error("two segments want the guest memory at {0:#x}, expected each to have its own")]
+    Overlap(u64),
     /// There is nothing to run.
     #[error("no loadable segment holds the entry point {0:#x}")]
     Entry(u64),
@@ -146,6 +149,13 @@ where
     }
     if !has_entry {
         return Err(Error::Entry(header.e_entry));
+    }
+    // So no more is read than there is memory, however many segments name the same part of the file.
+    segments.sort_by_key(|segment| segment.p_paddr);
+    for pair in segments.windows(2) {
+        if pair[1].p_paddr - pair[0].p_paddr < pair[0].p_memsz {
+            return Err(Error::Overlap(pair[1].p_paddr));
+        }
     }
     for segment in &segments {
         file.seek(SeekFrom::Start(segment.p_offset))?;
@@ -255,6 +265,25 @@ mod tests {
         for len in 0..file.len() {
             let error = load_bytes(&file[..len]).unwrap_err();
             assert!(matches!(error, Error::Truncated { .. }), "{len}: {error}");
+        }
+    }
+
+    #[test]
+    fn segments_that_share_memory_are_refused() {
+        // Two entries of the same table, then the content of both.
+        let two = |second: u64| {
+            let one = elf(b"kernel", 0x20_0000, 0x1000);
+            let other = elf(b"kernel", second, 0x1000);
+            let mut file = [&one[..120], &other[64..120], b"kernel"].concat();
+            file[56] = 2;
+            file
+        };
+        for second in [0x20_0000, 0x20_0FFF, 0x1F_F001] {
+            let error = load_bytes(&two(second)).unwrap_err();
+            assert!(matches!(error, Error::Overlap(_)), "{second:#x}: {error}");
+        }
+        for second in [0x20_1000, 0x1F_F000] {
+            assert_eq!(load_bytes(&two(second)).unwrap().entry.0, 0x20_0000);
         }
     }
 

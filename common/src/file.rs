@@ -3,11 +3,12 @@
 //! What a user names may be a directory, a FIFO that never delivers, or a device. A guest's program, kernel or
 //! disk is a regular file with at least one byte; anything else is refused before it is read.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use thiserror::Error;
 
 use crate::error::{Blame, Blamed};
@@ -35,11 +36,17 @@ pub enum Error {
     /// Reading failed, or the file became shorter meanwhile.
     #[error("cannot read the file: {0}")]
     Read(io::Error),
+    /// Writing failed, for instance because the disk is full.
+    #[error("cannot write the file: {0}")]
+    Write(io::Error),
 }
 
 impl Blamed for Error {
     fn blame(&self) -> Blame {
-        Blame::Input
+        match self {
+            Self::Write(_) => Blame::Host,
+            _ => Blame::Input,
+        }
     }
 }
 
@@ -60,13 +67,10 @@ pub fn open(path: &Path) -> Result<(File, u64), Error> {
 /// The same with other options, such as writing.
 pub fn open_with(path: &Path, options: &mut OpenOptions) -> Result<(File, u64), Error> {
     // A FIFO without a writer would block `open` itself. O_NONBLOCK means nothing to a regular file.
-    let file = options.custom_flags(libc::O_NONBLOCK).open(path).map_err(|error| {
-        match path.metadata() {
-            // Opened for writing, a directory is an error already.
-            Ok(meta) if !meta.is_file() => Error::NotRegular(kind(meta.file_type())),
-            _ => Error::Open(error),
-        }
-    })?;
+    let file = options
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| cannot_open(path, error))?;
     let meta = file.metadata().map_err(Error::Open)?;
     if !meta.is_file() {
         return Err(Error::NotRegular(kind(meta.file_type())));
@@ -86,6 +90,33 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::with_capacity(found as usize);
     io::Read::read_to_end(&mut io::Read::take(file, most), &mut bytes).map_err(Error::Read)?;
     if bytes.is_empty() { Err(Error::Empty) } else { Ok(bytes) }
+}
+
+/// Writes `bytes` to a new file, in the place of one that may be there, or to a device. Where that fails, no
+/// part of a file is left behind.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    // As above, here for a FIFO without a reader. One that has a reader may take its time.
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
+    let mut file = options.open(path).map_err(|error| cannot_open(path, error))?;
+    rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| Error::Write(errno.into()))?;
+    file.write_all(bytes).map_err(|error| {
+        if file.metadata().is_ok_and(|meta| meta.is_file()) {
+            // The first error is the one to tell.
+            let _ = fs::remove_file(path);
+        }
+        Error::Write(error)
+    })
+}
+
+/// Why `open` failed: opened for writing, a directory is an error already.
+fn cannot_open(path: &Path, error: io::Error) -> Error {
+    match path.metadata() {
+        Ok(meta) if meta.is_dir() || meta.file_type().is_fifo() || meta.file_type().is_socket() => {
+            Error::NotRegular(kind(meta.file_type()))
+        }
+        _ => Error::Open(error),
+    }
 }
 
 fn kind(kind: std::fs::FileType) -> &'static str {
@@ -126,6 +157,23 @@ mod tests {
 
         let writable = open_with(dir.path(), OpenOptions::new().read(true).write(true));
         assert!(matches!(writable, Err(Error::NotRegular("a directory"))));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_and_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+        write(&at("new"), b"longer").unwrap();
+        write(&at("new"), b"new").unwrap();
+        assert_eq!(std::fs::read(at("new")).unwrap(), b"new");
+        let error = |path: &Path| write(path, b"bytes").unwrap_err();
+        assert!(matches!(error(dir.path()), Error::NotRegular("a directory")));
+        assert!(matches!(error(&at("fifo")), Error::NotRegular("a FIFO")));
+        assert!(matches!(error(&at("none/file")), Error::Open(_)));
+        let full = error(Path::new("/dev/full"));
+        assert!(matches!(full, Error::Write(_)) && full.blame() == Blame::Host);
+        assert!(Path::new("/dev/full").exists());
     }
 
     #[test]

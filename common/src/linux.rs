@@ -152,6 +152,9 @@ pub enum Error {
     /// A NUL would end the command line early.
     #[error("the command line has a NUL byte at {0}, expected text")]
     CmdlineNul(usize),
+    /// Reading a file into the guest's memory failed.
+    #[error("cannot read the file into the guest's memory: {0}")]
+    Read(#[source] GuestMemoryError),
     /// The guest's memory cannot be written where the loader's own things belong.
     #[error("the guest's memory is too small to boot Linux: {0}; give a larger --memory")]
     Memory(#[from] GuestMemoryError),
@@ -250,6 +253,9 @@ fn load_bzimage(ram: &Ram, file: &mut File, len: u64, start: Vec<u8>) -> Result<
     if version < OLDEST_PROTOCOL {
         return Err(Error::Protocol { found: version });
     }
+    if u64::from(header.syssize) * 16 <= ENTRY_64 {
+        return Err(Error::NoEntry("code at its 64-bit entry point"));
+    }
     if loadflags & LOADED_HIGH == 0 {
         return Err(Error::NoEntry("part that loads above 1 MiB (it is a zImage)"));
     }
@@ -278,7 +284,7 @@ fn load_bzimage(ram: &Ram, file: &mut File, len: u64, start: Vec<u8>) -> Result<
         end => return Err(Error::KernelTooBig { needed: end.unwrap_or(u64::MAX), found: low }),
     };
     file.seek(SeekFrom::Start(setup)).map_err(file::Error::Read)?;
-    read_exact(ram, GuestAddress(at), file, payload as usize)?;
+    read_exact(ram, GuestAddress(at), file, payload as usize).map_err(Error::Read)?;
     Ok(Kernel { entry: GuestAddress(at + ENTRY_64), range, header })
 }
 
@@ -286,7 +292,7 @@ fn load_bzimage(ram: &Ram, file: &mut File, len: u64, start: Vec<u8>) -> Result<
 pub fn load_initrd(ram: &Ram, kernel: &Kernel, path: &Path) -> Result<Range<u64>, Error> {
     let (mut file, len) = file::open(path)?;
     let initrd = place_initrd(len, kernel, low_ram_end(ram))?;
-    read_exact(ram, GuestAddress(initrd.start), &mut file, len as usize)?;
+    read_exact(ram, GuestAddress(initrd.start), &mut file, len as usize).map_err(Error::Read)?;
     Ok(initrd)
 }
 
@@ -439,6 +445,7 @@ mod tests {
         for (header, text) in [
             (setup_header { header: 0, ..header() }, "this is no Linux kernel"),
             (setup_header { version: 0x020B, ..header() }, "boot protocol 2.11, expected 2.12"),
+            (setup_header { syssize: 0x20, ..header() }, "no code at its 64-bit entry point"),
             (setup_header { loadflags: 0, ..header() }, "it is a zImage"),
             (setup_header { xloadflags: 0, ..header() }, "no 64-bit entry point"),
             (setup_header { pref_address: 0x1000, ..header() }, "to be loaded at 0x1000"),
@@ -505,6 +512,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_shorter_than_it_says_is_told_from_little_memory() {
+        let ram = ram(64);
+        let kernel = load(&ram, &bzimage(header())).unwrap();
+        // The kernel says 4096 bytes of each file there.
+        let error = load_initrd(&ram, &kernel, Path::new("/sys/devices/system/cpu/online"));
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("cannot read the file") && error.contains("of 4096 bytes"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn an_initrd_that_does_not_fit_is_refused_before_it_is_read() {
         let ram = ram(64);
         let kernel = load(&ram, &bzimage(header())).unwrap();
@@ -550,13 +570,28 @@ mod tests {
         #[test]
         fn no_header_brings_the_loader_down(
             changes in prop::collection::vec((0x1F1usize..0x26C, any::<u8>()), 0..10),
+            cmdline in 0..70_000_usize,
         ) {
+            let (ram, initrd) = (ram(32), file(&[7; 5000]));
             let mut image = bzimage(header());
             for (at, value) in changes {
                 image[at] = value;
             }
-            if let Ok(kernel) = load(&ram(32), &image) {
+            if let Ok(kernel) = load(&ram, &image) {
                 prop_assert!(kernel.range.start >= MIB && kernel.range.end <= 32 * MIB);
+                prop_assert!(kernel.range.contains(&kernel.entry.0));
+                let initrd = load_initrd(&ram, &kernel, initrd.path());
+                if let Ok(initrd) = &initrd {
+                    prop_assert!(initrd.start >= kernel.range.end && initrd.end <= 32 * MIB);
+                }
+                let cmdline = "x".repeat(cmdline);
+                let rsdp = crate::acpi::write_tables(&ram, 255).unwrap();
+                let limit = kernel.header.cmdline_size as usize;
+                match write_boot_params(&ram, &kernel, initrd.ok(), &cmdline, rsdp) {
+                    Ok(()) => prop_assert!(cmdline.len() <= limit),
+                    Err(Error::CmdlineTooLong { .. }) => {}
+                    Err(error) => prop_assert!(false, "{error}"),
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 //! same bytes. An access where no slot is becomes an exit, which is how stage 05 makes devices.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
@@ -34,7 +35,11 @@ pub fn read_exact<F: ReadVolatile>(
     while done < len {
         let to = at.checked_add(done as u64).ok_or(GuestMemoryError::InvalidGuestAddress(at))?;
         match ram.read_volatile_from(to, from, len - done)? {
-            0 => return Err(GuestMemoryError::PartialBuffer { expected: len, completed: done }),
+            0 => {
+                let why = format!("the file ended after {done} of {len} bytes");
+                let error = io::Error::new(io::ErrorKind::UnexpectedEof, why);
+                return Err(GuestMemoryError::IOError(error));
+            }
             read => done += read,
         }
     }

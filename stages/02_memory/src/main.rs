@@ -31,7 +31,8 @@ Try: 02_memory                   the whole walk with 64 MiB
      02_memory --touch 7,100     which pages the guest writes, and the log names")]
 struct Args {
     /// The guest's RAM
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "64M",
+          allow_hyphen_values = true, value_parser = size::parse)]
     memory: u64,
 
     /// The pages of the bank, 0 to 511, that the guest writes for the dirty log

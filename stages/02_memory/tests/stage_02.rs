@@ -275,6 +275,7 @@ fn sizes_that_no_machine_has_are_refused_in_one_line() {
     ] {
         stage_02(&[&format!("--memory={size}")]).refused(2, why);
     }
+    stage_02(&["--memory", "-1M"]).refused(2, "such as 512M");
     stage_02(&["--touch", "512"]).refused(2, "0..512");
     stage_02(&["--touch", "x"]).refused(2, "--touch");
     stage_02(&["--help"]).ended(0).stdout_has("memslot").stdout_has("Exit codes:");

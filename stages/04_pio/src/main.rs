@@ -51,7 +51,7 @@ struct Args {
     list: bool,
 
     /// End with exit code 4 if the guests have not ended after SECS seconds
-    #[arg(long, value_name = "SECS", value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds)]
     timeout: Option<Duration>,
 }
 

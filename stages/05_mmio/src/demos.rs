@@ -73,7 +73,7 @@ pub struct Args {
     trace: bool,
 
     /// End with exit code 4 if a guest has not ended after SECS seconds
-    #[arg(long, value_name = "SECS", value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds)]
     pub timeout: Option<Duration>,
 }
 

@@ -53,7 +53,8 @@ struct Args {
     kernel: Option<PathBuf>,
 
     /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = cli::size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "64M",
+          allow_hyphen_values = true, value_parser = cli::size::parse)]
     memory: u64,
 
     #[command(flatten)]
@@ -93,7 +94,10 @@ fn main() -> ExitCode {
 
 fn machine(args: Args) -> Result<Ended> {
     if args.memory < LEAST_MEMORY {
-        bail!("--memory: these guests need at least {} MiB", LEAST_MEMORY >> 20);
+        let (found, least) = (args.memory >> 10, LEAST_MEMORY >> 20);
+        bail!(
+            "guest memory of {found} KiB: these guests need at least {least} MiB; give a larger --memory"
+        );
     }
     if args.guest != Guest::Kernel && (args.kernel.is_some() || args.enter != Way::Host) {
         bail!(

@@ -653,7 +653,7 @@ fn files_that_are_no_kernel_are_refused_in_one_line() {
 fn memory_sizes_that_make_no_sense_are_refused_in_one_line() {
     for (size, why) in [
         ("0M", "at least 16 MiB"),
-        ("1M", "at least 16 MiB"),
+        ("1M", "guest memory of 1024 KiB: these guests need at least 16 MiB"),
         ("16385K", "multiple of 4 KiB"),
         ("9000000T", "--memory"),
     ] {

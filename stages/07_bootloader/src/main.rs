@@ -57,12 +57,16 @@ struct Args {
     write_image: Option<PathBuf>,
 
     /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = cli::size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "64M",
+          allow_hyphen_values = true, value_parser = cli::size::parse)]
     memory: u64,
 
     #[command(flatten)]
     console: console::Flags,
 }
+
+const TOO_SMALL: &str =
+    "--memory is too small for a PC, whose boot sector goes to 0x7C00; give at least 32K";
 
 fn main() -> ExitCode {
     cli::main(machine)
@@ -70,8 +74,7 @@ fn main() -> ExitCode {
 
 fn machine(args: Args) -> Result<Ended> {
     if let Some(path) = &args.write_image {
-        fs::write(path, built_in_disk()?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        file::write(path, &built_in_disk()?).with_context(|| path.display().to_string())?;
         return Ok(Ended::Well);
     }
     let (boot_sector, disk) = match &args.disk {
@@ -88,7 +91,7 @@ fn machine(args: Args) -> Result<Ended> {
     vcpu.set_supported_cpuid(&kvm)?;
 
     // The last step of a BIOS: one sector to 0x7C00, the drive's number in DL, and off it goes.
-    vm.ram().write_slice(&boot_sector, BOOT_SECTOR).context("--memory is too small for a PC")?;
+    vm.ram().write_slice(&boot_sector, BOOT_SECTOR).ok().context(TOO_SMALL)?;
     vcpu.start_real_mode(BOOT_SECTOR)?;
     vcpu.set_regs(&kvm_regs { rdx: FIRST_HARD_DISK, ..vcpu.regs()? })?;
 

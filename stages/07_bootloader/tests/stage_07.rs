@@ -257,6 +257,21 @@ fn what_is_no_boot_disk_gets_one_line() {
 }
 
 #[test]
+fn an_image_is_written_as_a_whole_or_not_at_all() {
+    let disks = Disks::new();
+    let write = |path: &Path| program().args(["--write-image".as_ref(), path.as_os_str()]);
+    write(disks.0.path()).run().refused(2, "this is a directory");
+    write(Path::new("/dev/full")).run().refused(3, "cannot write the file: No space left");
+    // A limit of one block is a full disk that nobody has to mount.
+    let image = disks.path("image");
+    let script = r#"trap '' XFSZ; ulimit -f 1; exec "$0" --write-image "$1""#;
+    let binary = env!("CARGO_BIN_EXE_07_bootloader");
+    let args = ["-c", script, binary, image.to_str().unwrap()];
+    Program::new("sh").args(args).run().refused(3, "cannot write the file");
+    assert!(!image.exists());
+}
+
+#[test]
 fn a_boot_sector_may_spin_or_crash() {
     let disks = Disks::new();
     let sector = |code: &[u8]| {

@@ -60,7 +60,8 @@ struct Args {
     append: String,
 
     /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "512M",
+          allow_hyphen_values = true, value_parser = size::parse)]
     memory: u64,
 
     #[command(flatten)]
