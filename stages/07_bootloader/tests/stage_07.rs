@@ -291,6 +291,19 @@ fn a_boot_sector_may_spin_or_crash() {
 }
 
 #[test]
+fn the_time_limit_holds_for_what_a_guest_has_left_to_print() {
+    let disks = Disks::new();
+    let mut sector = [0; 512];
+    // mov ecx, 70000; mov dx, 0x3F8; again: mov al, 'x'; out dx, al; dec ecx; jnz again; then 0 to port
+    // 0xF4. That is more than a pipe holds and no more than may wait to be printed.
+    let code = b"\x66\xB9\x70\x11\x01\0\xBA\xF8\x03\xB0x\xEE\x66\x49\x75\xF9\xBA\xF4\0\x30\xC0\xEE";
+    sector[..code.len()].copy_from_slice(code);
+    sector[510..].copy_from_slice(&disk_image::SIGNATURE);
+    let disk = disks.write("flood", &sector);
+    program().args(["--timeout", "8", "--disk"]).args([&disk]).unread().run().ended(4);
+}
+
+#[test]
 fn too_little_memory_is_said_by_who_notices() {
     let ran = program().args(["--memory", "4M", "--timeout", "60"]).run();
     ran.ended(1).stdout_has("stage 2: less than 8 MiB of memory");

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use cli::cache;
 use common::bus::{Bus, shared};
+use common::error::{Blame, Blamed};
 use common::i8042::I8042;
 use common::irqfd::{self, Irqfd};
 use common::layout::{MMIO_HOLE_END, ram_ranges};
@@ -20,6 +22,7 @@ use common::run::{self, Ending};
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::{acpi, cpuid, e820, kvm, linux};
+use proptest::prelude::*;
 use testkit::{Dialogue, Program, Ran};
 use vm_memory::GuestAddress;
 
@@ -308,6 +311,60 @@ fn what_is_no_kernel_gets_one_line() {
     ] {
         let ran = program().args(["--kernel", &file, "--no-initrd"]).run();
         ran.refused(2, why).stderr_has(&file);
+    }
+}
+
+proptest! {
+    // One case has many damages, each of which may be read to its end.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1) })]
+
+    /// Real kernels with flipped bits in their headers, and cut off anywhere: they are refused, or lie in RAM.
+    #[test]
+    fn damage_to_a_real_kernel_does_not_bring_the_loader_down(
+        damages in prop::collection::vec(
+            prop::collection::vec((any::<prop::sample::Index>(), 0..8), 1..6),
+            24,
+        ),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 10),
+    ) {
+        const RAM: u64 = 128 << 20;
+        let ram = Ram::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kernel");
+        let load = || {
+            let loaded = linux::load_kernel(&ram, &path);
+            match &loaded {
+                Ok(kernel) => {
+                    assert!(kernel.range.start >= 1 << 20 && kernel.range.end <= RAM);
+                    assert!(kernel.range.contains(&kernel.entry.0));
+                }
+                Err(error) => assert_eq!(error.blame(), Blame::Input, "{error}"),
+            }
+            loaded
+        };
+        // The setup header; the ELF header and the table of segments behind it.
+        let bzimage = fs::read(cache::default_kernel()).unwrap();
+        for (image, header) in [(bzimage, 0x1F1..0x270), (vmlinux(), 0..64 + 5 * 56)] {
+            fs::write(&path, &image).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            load().unwrap();
+            for damage in &damages {
+                let mut damaged = image[header.clone()].to_vec();
+                for (at, bit) in damage {
+                    damaged[at.index(header.len())] ^= 1_u8 << bit;
+                }
+                file.write_all_at(&damaged, header.start as u64).unwrap();
+                let _ = load();
+            }
+            file.write_all_at(&image[header.clone()], header.start as u64).unwrap();
+            // Each shorter than the one before. A signature or symbols may follow what is loaded.
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(image.len() * 3 / 4)).collect();
+            cuts.sort_unstable_by(|a, b| b.cmp(a));
+            for cut in cuts {
+                file.set_len(cut as u64).unwrap();
+                prop_assert!(load().is_err(), "{}", cut);
+            }
+        }
     }
 }
 
