@@ -84,11 +84,10 @@ fn programs() -> PathBuf {
 
 /// The programs as a user has them, not as a developer.
 fn build() -> Result<()> {
-    let status = Command::new(env!("CARGO"))
+    let status = workspace::cargo()
         .args(["build", "--quiet", "--release", "--package=bench", "--package=runner"])
         .args(["--bin=mini-kvm-bench", "--bin=mini-kvm-runner"])
         .args(["--package=stage-05", "--bin=05_mmio", "--package=stage-08", "--bin=08_boot_linux"])
-        .current_dir(workspace::root())
         .status()
         .context("cannot start cargo")?;
     ensure!(status.success(), "the programs do not build");

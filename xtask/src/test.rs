@@ -216,9 +216,8 @@ fn milestone_checks(wanted: impl Fn(&str) -> bool) -> Result<Vec<Check>> {
 
 /// Builds the stages and their tests; gives the test executables by name.
 fn build_milestones() -> Result<BTreeMap<String, PathBuf>> {
-    let output = Command::new(env!("CARGO"))
+    let output = workspace::cargo()
         .args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
-        .current_dir(workspace::root())
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -236,10 +235,9 @@ fn build_milestones() -> Result<BTreeMap<String, PathBuf>> {
 
 /// What stage 01's check-up says of this host's own KVM; none if there is none.
 fn stages_the_host_can_run() -> Result<Vec<&'static str>> {
-    let output = Command::new(env!("CARGO"))
+    let output = workspace::cargo()
         .args(["run", "--quiet", "--bin", STAGES[0], "--", "--json"])
         .env("MINI_KVM", "host")
-        .current_dir(workspace::root())
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
@@ -258,8 +256,8 @@ fn stages_the_host_can_run() -> Result<Vec<&'static str>> {
 
 impl Check {
     fn cargo(name: &str, args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO"));
-        command.args(args).current_dir(workspace::root());
+        let mut command = workspace::cargo();
+        command.args(args);
         Self { name: name.to_owned(), command }
     }
 
@@ -271,6 +269,7 @@ impl Check {
     /// The guest kernel is a workspace of its own: it is built for no operating system.
     fn in_guest_kernel(mut self) -> Self {
         self.command.current_dir(workspace::root().join("guests/kernel"));
+        self.command.env_remove("CARGO_TARGET_DIR");
         self
     }
 

@@ -1,6 +1,7 @@
 //! Where things stand in the workspace.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The eight stages, which are packages' folders and programs' names alike.
 pub const STAGES: [&str; 8] = [
@@ -19,7 +20,17 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
 }
 
-/// Cargo's target folder, which the user may have moved.
+/// Cargo's target folder, which the user may have moved by a variable or in a configuration file: the
+/// one that this very program was built in.
 pub fn target() -> PathBuf {
-    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+    let built = std::env::current_exe().ok();
+    let target = built.as_deref().and_then(|exe| Some(exe.parent()?.parent()?.to_owned()));
+    target.unwrap_or_else(|| root().join("target"))
+}
+
+/// Cargo at the repository's root, building into [`target`].
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).env("CARGO_TARGET_DIR", target());
+    cargo
 }

@@ -603,7 +603,8 @@ fn a_signal_gives_the_terminal_back() {
         terminal.expect("> ");
         assert!(terminal.is_raw());
         let pid = terminal.pid().to_string();
-        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        let kill = format!("kill -s {signal} {pid}");
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         terminal.end();
         assert!(!terminal.is_raw(), "SIG{signal}");
     }

@@ -3,7 +3,7 @@
 //! Each boot takes seconds in the lab, so the checks from inside share one.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -84,7 +84,8 @@ fn sha256(path: &str) -> String {
     String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// The kernel that the default bzImage unpacks: its payload, LZ4 in the "legacy" frame that Linux uses.
+/// The kernel that the default bzImage unpacks: its payload, LZ4 in the "legacy" frame that Linux uses
+/// (Debian 12), or a Zstandard frame (Debian 13).
 fn vmlinux() -> Vec<u8> {
     let image = fs::read(cache::default_kernel()).unwrap();
     let u32_at =
@@ -92,10 +93,16 @@ fn vmlinux() -> Vec<u8> {
     let setup = (usize::from(image[0x1F1]) + 1) * 512;
     let start = setup + u32_at(&image, 0x248) as usize;
     let payload = &image[start..start + u32_at(&image, 0x24C) as usize];
-    assert_eq!(u32_at(payload, 0), 0x184C_2102, "the default kernel is compressed with LZ4");
     let mut kernel = Vec::new();
     // The last word is the size of the whole.
-    let mut blocks = &payload[4..payload.len() - 4];
+    let (mut blocks, _) = payload.split_at(payload.len() - 4);
+    if u32_at(blocks, 0) == 0xFD2F_B528 {
+        let mut frame = ruzstd::decoding::StreamingDecoder::new(blocks).unwrap();
+        frame.read_to_end(&mut kernel).unwrap();
+        return kernel;
+    }
+    assert_eq!(u32_at(blocks, 0), 0x184C_2102, "the default kernel is compressed with LZ4");
+    blocks = &blocks[4..];
     while !blocks.is_empty() {
         let (block, rest) = blocks[4..].split_at(u32_at(blocks, 0) as usize);
         kernel.extend(lz4_flex::block::decompress(block, 8 << 20).unwrap());
@@ -266,7 +273,8 @@ fn the_terminal_comes_back_after_a_signal() {
         }
     };
     wait(true);
-    assert!(Command::new("kill").arg(guest.pid().to_string()).status().unwrap().success());
+    let kill = format!("kill {}", guest.pid());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     wait(false);
 }
 
