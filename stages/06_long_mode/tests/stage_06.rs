@@ -231,8 +231,10 @@ fn the_host_enters_the_state_in_which_the_climb_ends() {
     assert!(segments.iter().all(|cs| (cs.l, cs.db, cs.dpl, cs.present) == (1, 0, 0, 1)));
     assert_eq!(direct.paper.text().lines().count(), 1);
 
-    stage_06().args(["direct"]).run().ended(0).stderr_has("cr4 PAE      efer LME LMA");
-    stage_06().args(["climb"]).run().ended(0).stderr_has("cr4 PSE PAE  efer LME LMA");
+    // QEMU 10's emulated SVM lets a guest see its host's MCE in CR4, after these.
+    for (how, cr4) in [("direct", "cr4 PAE "), ("climb", "cr4 PSE PAE ")] {
+        stage_06().args([how]).run().ended(0).stderr_has(cr4).stderr_has("efer LME LMA");
+    }
 }
 
 #[test]
