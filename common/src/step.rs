@@ -8,6 +8,9 @@ use crate::disasm::{self, Instruction};
 use crate::regs::{Change, Registers};
 use crate::vcpu::{Error, Vcpu};
 
+/// How long a line gets before its changes go on in the next one: what every terminal has.
+const WIDTH: usize = 80;
+
 /// A guest between two instructions.
 #[derive(Clone, Debug)]
 pub struct Moment {
@@ -62,36 +65,42 @@ impl Moment {
 /// One line: the address and the instruction that comes next.
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        line(f, &self.registers.address(), self.next.as_ref(), "")
+        f.pad(code(&self.registers.address(), self.next.as_ref()).trim_end())
     }
 }
 
-/// One line: address, bytes, text, and behind a semicolon, as an assembler's comment, what it changed.
+/// One line: address, bytes, text, and behind a semicolon, as an assembler's comment, what it changed; with
+/// more lines of comment for what doesn't fit.
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut changed: Vec<_> = self.changes.iter().map(Change::to_string).collect();
         if let Some((address, bytes)) = &self.written {
             changed.push(format!("[{address:04X}] = {}", hex(bytes)));
         }
-        line(f, &self.address, self.instruction.as_ref(), &changed.join(", "))
+        let mut line = code(&self.address, self.instruction.as_ref());
+        let column = line.len();
+        for (at, change) in changed.iter().enumerate() {
+            if at > 0 && line.len() + 2 + change.len() <= WIDTH {
+                line = line + ", " + change;
+                continue;
+            }
+            if at > 0 {
+                writeln!(f, "{line}")?;
+                line = " ".repeat(column);
+            }
+            line = line + " ; " + change;
+        }
+        f.write_str(line.trim_end())
     }
 }
 
-fn line(
-    f: &mut fmt::Formatter<'_>,
-    address: &str,
-    instruction: Option<&Instruction>,
-    changed: &str,
-) -> fmt::Result {
+/// Address, bytes and text in columns.
+fn code(address: &str, instruction: Option<&Instruction>) -> String {
     let (bytes, text) = match instruction {
         Some(Instruction { bytes, text }) => (hex(bytes), text.as_str()),
         None => (String::new(), "(no memory here)"),
     };
-    if changed.is_empty() {
-        f.pad(&format!("{address}  {bytes:20} {text}"))
-    } else {
-        f.pad(&format!("{address}  {bytes:20} {text:24} ; {changed}"))
-    }
+    format!("{address}  {bytes:15} {text:18}")
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -116,8 +125,8 @@ mod tests {
         let step = moment(0x10, 1, &[1, 2, 3, 4]).step_to(&moment(0x11, 2, &[1, 7, 3, 8]));
         assert_eq!(
             step.to_string(),
-            "0000:0010  40                   inc ax                   \
-             ; eax 00000001 -> 00000002, [0001] = 07 03 08"
+            "0000:0010  40              inc ax             ; eax 00000001 -> 00000002\n\
+             \x20                                             ; [0001] = 07 03 08"
         );
     }
 
@@ -131,6 +140,6 @@ mod tests {
     #[test]
     fn an_instruction_that_changes_nothing_has_no_comment() {
         let step = moment(0x10, 1, &[5]).step_to(&moment(0x11, 1, &[5]));
-        assert_eq!(step.to_string(), "0000:0010  40                   inc ax");
+        assert_eq!(step.to_string(), "0000:0010  40              inc ax");
     }
 }

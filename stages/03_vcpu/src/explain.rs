@@ -4,9 +4,9 @@ use cli::println;
 use common::regs::{Bits, CR0, EFER, RFLAGS, Registers};
 
 pub const HLT: &str = "the guest executed HLT and waits for an interrupt; none can come.";
-pub const SHUTDOWN: &str = "a triple fault. A PC would reset now. KVM on AMD does reset the
-vCPU, so there the registers below are those of the reset state again.";
-pub const FAIL_ENTRY: &str = "the processor refused to enter the guest with these registers.";
+pub const SHUTDOWN: &str = "a triple fault. A PC would reset now. KVM on AMD does reset
+the vCPU, so there the registers below are those of the reset state again.";
+pub const FAIL_ENTRY: &str = "the processor refused to enter the guest in this state.";
 pub const INTERNAL_ERROR: &str = "KVM had to emulate an instruction and could not.";
 
 /// The registers that decide what the first instruction is and means.

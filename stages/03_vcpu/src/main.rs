@@ -127,7 +127,7 @@ fn run(args: Args) -> Result<Ended> {
         }
     };
     if args.step && ended != Ended::Well {
-        println!("{now:56} ; was never finished");
+        println!("{now:45} ; was never finished");
     }
 
     println!("{}{exit}: {story}", if args.step { "\n" } else { "" });
@@ -138,7 +138,7 @@ fn run(args: Args) -> Result<Ended> {
         Guest::InternalError => "KVM_EXIT_INTERNAL_ERROR",
     };
     if exit != expected {
-        println!("Hardware answers this guest with {expected}. This host's KVM works otherwise.");
+        println!("Hardware answers this guest with {expected}; this KVM does not.");
     }
     println!("\n{}", before.beside(&Registers::of(&vcpu)?));
     if args.guest == Guest::Walk {

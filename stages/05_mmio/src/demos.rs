@@ -26,11 +26,7 @@ const MOST: u64 = VGA_HOLE.0 - PROGRAM.0;
 /// Name, code, and what it shows.
 const DEMOS: [(&str, &[u8], &str); 5] = [
     ("screen", asm::real::SCREEN, "a text screen at 0xB8000: each character written is an exit"),
-    (
-        "sizes",
-        asm::real::SIZES,
-        "which exits 1 to 8 bytes cause, unaligned, across pages, half in RAM",
-    ),
+    ("sizes", asm::real::SIZES, "the exits of 1 to 8 bytes, unaligned, across pages, half in RAM"),
     ("doorbell", asm::real::DOORBELL, "a device with registers, a doorbell and an interrupt"),
     ("rom", asm::real::ROM, "a read-only memslot: reads are memory, writes exit"),
     (COMPARE, asm::real::MANY_WRITES, "the same writes as exits, coalesced, and into an ioeventfd"),
@@ -185,7 +181,7 @@ fn tell(report: &Report) -> Ended {
         report.exits.iter().map(|(reason, count)| format!("{count} for {reason}")).collect();
     let count: u64 = report.exits.values().sum();
     let ms = report.time.as_secs_f64() * 1e3;
-    let colon = if reasons.is_empty() { "" } else { ": " };
+    let colon = if reasons.is_empty() { "" } else { ":\n  " };
     eprintln!("The guest {how} after {count} exits in {ms:.1} ms{colon}{}.", reasons.join(", "));
     report.ended
 }
