@@ -71,7 +71,7 @@ PT_LOAD     equ 1
 .open:
 
     ; Memory, as the firmware has left it in the CMOS: what is above 16 MiB in units of 64 KiB, or what is
-    ; above 1 MiB in KiB. Firmware services would say more; they come with a later step.
+    ; above 1 MiB in KiB. The BIOS's memory map (int 15h, E820h) would say more.
     mov al, 0x35
     call read_cmos
     mov ah, al

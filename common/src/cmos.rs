@@ -1,7 +1,7 @@
 //! Introduced by stage 07: the CMOS, a PC's 128 bytes of battery-backed memory behind two ports.
 //!
-//! The PC AT's firmware kept its settings and the clock there. What a boot loader without firmware calls
-//! wants of it is how much memory there is; the registers are the ones that Bochs and QEMU fill, too.
+//! The PC AT's firmware kept its settings and the clock there. It is also how firmware learns from the machine
+//! how much memory there is: the registers are the ones that Bochs and QEMU fill, too.
 
 use crate::bus::Device;
 use crate::layout::{MMIO_HOLE, MMIO_HOLE_END};
@@ -11,6 +11,9 @@ pub const PORT: u16 = 0x70;
 
 /// How many ports it has.
 pub const PORTS: u16 = 2;
+
+/// The register of our own BIOS's setting: in bit 0, whether the screen's text goes to the serial port, too.
+const CONSOLE: usize = 0x50;
 
 const MIB: u64 = 1 << 20;
 
@@ -45,6 +48,13 @@ impl Cmos {
         let above = (above_hole >> 16).min(0xFF_FFFF) as u32;
         put(0x5B, &above.to_le_bytes()[..3]);
         Self { registers, selected: 0 }
+    }
+
+    /// The same with a setting for the BIOS in `asm/bios`: what programs print on the screen by its calls goes to
+    /// the serial port, too.
+    pub fn with_serial_console(mut self, on: bool) -> Self {
+        self.registers[CONSOLE] = on.into();
+        self
     }
 }
 

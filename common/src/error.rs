@@ -64,6 +64,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         run,
         #[cfg(feature = "stage07")]
         disk_image,
+        #[cfg(feature = "stage07")]
+        firmware,
         #[cfg(feature = "stage08")]
         acpi,
         #[cfg(feature = "stage08")]

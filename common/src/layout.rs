@@ -25,7 +25,7 @@
 //!     0xFEC0_0000 |   IOAPIC                 |
 //!     0xFEE0_0000 |   local APIC             |
 //!     0xFFFB_C000 |   identity map, TSS      |  KVM's own pages on Intel
-//!     0xFFFF_0000 |   BIOS, reset vector     |  RESET_ROM          02: read-only
+//!     0xFFFF_0000 |   BIOS, reset vector     |  RESET_ROM          02, 07: read-only
 //!   0x1_0000_0000 +--------------------------+  MMIO_HOLE_END
 //!                 | the rest of RAM          |
 //!                 +--------------------------+
@@ -94,6 +94,9 @@ pub const ROM: GuestAddress = GuestAddress(0xF_0000);
 /// How long it is.
 pub const ROM_SIZE: usize = 0x1_0000;
 
+/// Where a PC's firmware begins if it needs more than [`ROM`]: the last 128 KiB of the first megabyte.
+pub const FIRMWARE_AREA: GuestAddress = GuestAddress(0xE_0000);
+
 /// The ACPI tables, where a kernel that is told nothing looks for them as well (ACPI 6.5, 5.2.5.1
 /// "Finding the RSDP on IA-PC Systems").
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xE_0000);
@@ -144,6 +147,18 @@ pub fn ram_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
         .collect()
 }
 
+/// The same for a machine with a ROM: there is no RAM in the last 128 KiB of the first megabyte. What the video
+/// card has below is RAM like any other here: nothing has to watch it.
+pub fn pc_ram_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
+    let low = size.min(FIRMWARE_AREA.0);
+    let rest = ram_ranges(size).into_iter().filter_map(|(start, len)| {
+        let end = start.0 + len as u64;
+        let start = start.max(HIGH_MEMORY);
+        (end > start.0).then(|| (start, (end - start.0) as usize))
+    });
+    [(GuestAddress(0), low as usize)].into_iter().filter(|&(_, len)| len > 0).chain(rest).collect()
+}
+
 /// The hole as a range of addresses.
 pub const fn mmio_hole() -> Range<u64> {
     MMIO_HOLE.0..MMIO_HOLE_END.0
@@ -161,6 +176,20 @@ mod tests {
         assert_eq!(
             ram_ranges(MMIO_HOLE.0 + 0x1000),
             [(GuestAddress(0), MMIO_HOLE.0 as usize), (MMIO_HOLE_END, 0x1000)]
+        );
+    }
+
+    #[test]
+    fn a_pc_has_no_ram_where_its_rom_is() {
+        let (low, high) = ((GuestAddress(0), 0xE_0000), |len| (HIGH_MEMORY, len));
+        assert_eq!(pc_ram_ranges(0), []);
+        assert_eq!(pc_ram_ranges(0x1000), [(GuestAddress(0), 0x1000)]);
+        assert_eq!(pc_ram_ranges(1 << 20), [low]);
+        assert_eq!(pc_ram_ranges(64 << 20), [low, high(63 << 20)]);
+        let below = MMIO_HOLE.0 as usize - (1 << 20);
+        assert_eq!(
+            pc_ram_ranges(MMIO_HOLE.0 + 0x1000),
+            [low, high(below), (MMIO_HOLE_END, 0x1000)]
         );
     }
 

@@ -205,6 +205,15 @@ impl Vm {
     /// `size` must be a multiple of 4 KiB. Nothing is allocated until the guest touches it, but it must
     /// not be more than the host could give then.
     pub fn with_ram(kvm: &Kvm, size: u64) -> Result<Arc<Self>, Error> {
+        Self::with_ranges(kvm, size, layout::ram_ranges(size))
+    }
+
+    /// The same with a layout of the caller's: first addresses and lengths in bytes, `size` or less in all.
+    pub fn with_ranges(
+        kvm: &Kvm,
+        size: u64,
+        ranges: Vec<(GuestAddress, usize)>,
+    ) -> Result<Arc<Self>, Error> {
         if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Size { found: size });
         }
@@ -213,7 +222,7 @@ impl Vm {
             return Err(Error::MoreThanHost { found: size, host });
         }
         let vm = Self::new(kvm)?;
-        for (slot, (start, len)) in (0..).zip(layout::ram_ranges(size)) {
+        for (slot, (start, len)) in (0..).zip(ranges) {
             vm.add_slot(slot, start, len, SlotFlags::default()).map_err(|error| match error {
                 // Place and alignment are ours and right: it can only be the size.
                 Error::Slot { source, .. } if source.errno() == libc::EINVAL => {

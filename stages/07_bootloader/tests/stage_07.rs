@@ -1,20 +1,17 @@
 //! Milestone 7: a disk boots, byte by byte what was on it, and a bad one says what is wrong with it.
 
+mod bios;
+mod machine;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
 
-use common::ata::{self, Ata, Control};
-use common::bus::{Bus, Device, shared};
-use common::cmos::{self, Cmos};
+use common::bus::{Device, shared};
 use common::disk_image::{self, SECTOR};
-use common::layout::BOOT_SECTOR;
-use common::memory::{Ram, Vm};
+use common::hypercall;
+use common::memory::Ram;
 use common::run::{self, Ending, Stop, Stopped};
-use common::vcpu::Vcpu;
-use common::{hypercall, kvm, uart};
-use kvm_bindings::kvm_regs;
 use testkit::{Program, Ran};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -110,27 +107,12 @@ impl Device for Serial {
     }
 }
 
-/// The stage's machine, with `serial` for a serial port, up to its end.
-fn run_with(serial: impl Device + 'static, stopped: Stopped) -> (Ram, Result<Ending, run::Error>) {
-    let disk = built_in_disk();
-    let kvm = kvm::open().unwrap();
-    let vm = Vm::with_ram(&kvm, 64 << 20).unwrap();
-    let ram = vm.ram();
-    let vcpu = Vcpu::new(&vm, 0).unwrap();
-    vcpu.set_supported_cpuid(&kvm).unwrap();
-    ram.write_slice(&disk[..SECTOR], BOOT_SECTOR).unwrap();
-    vcpu.start_real_mode(BOOT_SECTOR).unwrap();
-    vcpu.set_regs(&kvm_regs { rdx: 0x80, ..vcpu.regs().unwrap() }).unwrap();
-
-    let ata = shared(Ata::new(disk));
-    let mut ports = Bus::new();
-    let at = |first: u16, count: u16| u64::from(first)..u64::from(first + count);
-    ports.insert("disk", at(ata::PORT, ata::PORTS), ata.clone()).unwrap();
-    ports.insert("control", at(ata::CONTROL_PORT, 1), shared(Control(ata))).unwrap();
-    ports.insert("CMOS", at(cmos::PORT, cmos::PORTS), shared(Cmos::new(64 << 20))).unwrap();
-    ports.insert("serial", at(uart::COM1, uart::PORTS), shared(serial)).unwrap();
-    let limit = Some(Duration::from_secs(60));
-    (ram, run::run(vec![vcpu], ports, Bus::new(), stopped, limit).map(|(ending, _)| ending))
+/// Boots the built-in disk with `serial` for a serial port.
+fn run_with(
+    serial: impl Device + 'static,
+    ends: (Stop, Stopped),
+) -> (Ram, Result<Ending, run::Error>) {
+    machine::run(built_in_disk(), 64 << 20, ends, |_, _| shared(serial))
 }
 
 #[test]
@@ -142,7 +124,7 @@ fn a_device_that_panics_does_not_leave_the_machine_waiting() {
         }
         fn write(&mut self, _: u64, _: &[u8]) {}
     }
-    let (_, ending) = run_with(Broken, run::stop().1);
+    let (_, ending) = run_with(Broken, run::stop());
     assert!(matches!(ending, Err(run::Error::Panic(0))), "{ending:?}");
 }
 
@@ -151,7 +133,8 @@ fn what_is_in_memory_is_what_was_on_the_disk() {
     let disk = built_in_disk();
     let (stop, stopped) = run::stop();
     let (lines, printed) = channel();
-    let (ram, ending) = run_with(Serial { printed: String::new(), stop, lines }, stopped);
+    let serial = Serial { printed: String::new(), stop: stop.clone(), lines };
+    let (ram, ending) = run_with(serial, (stop, stopped));
     assert_eq!(ending.unwrap(), Ending::Left, "{:?}", printed.try_recv());
 
     // The second stage, header included, stands at 0x8000 as on the disk.
@@ -331,4 +314,43 @@ fn the_image_boots_a_pc_with_a_firmware_of_its_own() {
     pc.expect(PROMPT).send("exit\r");
     // isa-debug-exit makes 2n + 1 of n.
     assert_eq!(pc.end(), 1);
+}
+
+#[test]
+fn without_a_disk_the_bios_says_so() {
+    let ran = program().args(["--no-disk", "--timeout", "60"]).run();
+    ran.ended(1)
+        .stdout_has("mini-kvm BIOS, 64 MiB of memory\r\n")
+        .stdout_has("There is no hard disk. No bootable disk.\r\n")
+        .stderr_has("the guest ended with code 1")
+        .stderr_has("the last POST code was 51h");
+    // The same on the text screen, and not on the serial port as well.
+    let ran = program().args(["--no-disk", "--timeout", "60", "--display", "screen"]).run();
+    let text = "mini-kvm BIOS, 64 MiB of memory\r\nThere is no hard disk. No bootable disk.\r\n";
+    assert_eq!(ran.ended(1).out(), text);
+}
+
+#[test]
+fn another_firmware_starts_at_the_reset_vector() {
+    let disks = Disks::new();
+    // At the reset vector a far jump to E000:0000, or F000:0000; there, out 0xF4, al = 0.
+    for (name, size, segment) in [("64", 64, 0xF0), ("128", 128, 0xE0), ("256", 256, 0xE0)] {
+        let mut image = vec![0xF4; size << 10];
+        let low = image.len() - image.len().min(128 << 10);
+        image[low..low + 4].copy_from_slice(&[0xB0, 0, 0xE6, 0xF4]);
+        let reset = image.len() - 16;
+        image[reset..reset + 5].copy_from_slice(&[0xEA, 0, 0, 0, segment]);
+        let image = disks.write(name, &image);
+        program().args(["--timeout", "60", "--firmware"]).args([&image]).run().ended(0);
+    }
+    let huge = disks.path("huge");
+    File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+    for (image, why) in [
+        (disks.path("missing"), "there is no such file"),
+        (disks.write("short", &[0xF4; 1000]), "has 1000 bytes, expected 65536, 131072 or 262144"),
+        (disks.write("odd", &[0xF4; 0x1_8000]), "has 98304 bytes, expected"),
+        (huge, "expected at most 262144"),
+    ] {
+        program().args(["--firmware"]).args([&image]).run().refused(2, why);
+    }
 }

@@ -1,0 +1,103 @@
+//! Introduced by stage 07: the ROM in which a PC's firmware stands, and where its first instruction comes from.
+//!
+//! After reset a processor is in real mode, but its CS begins at 0xFFFF0000: the first instruction is the one 16
+//! bytes below 4 GiB (Intel SDM vol. 3, 10.1.4). So a PC's ROM ends there; and because real mode reaches no
+//! further than the first megabyte, the end of the same ROM is seen there once more. A vCPU is made in
+//! that state, so a machine whose memslots are right needs no register set to start.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_ioctls::Kvm;
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::bus::Device;
+use crate::error::{Blame, Blamed};
+use crate::layout::{self, FIRMWARE_AREA, HIGH_MEMORY, MMIO_HOLE_END};
+use crate::memory::{self, SlotFlags, Vm};
+
+/// The longest image, in bytes.
+pub const MAX: u64 = 256 << 10;
+
+/// Why a machine cannot have this firmware.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// No ROM chip has this length.
+    #[error("the firmware has {0} bytes, expected 65536, 131072 or 262144 (64, 128 or 256 KiB)")]
+    Length(usize),
+    /// There is no second megabyte.
+    #[error("--memory is too small for a PC: {0} bytes, expected 1 MiB or more")]
+    LittleMemory(u64),
+    /// The memory could not be made.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// The image could not be put into it.
+    #[error("cannot write the firmware into its memslot: {0}")]
+    Write(#[from] GuestMemoryError),
+}
+
+impl Blamed for Error {
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Length(_) | Self::LittleMemory(_) => Blame::Input,
+            Self::Memory(error) => error.blame(),
+            Self::Write(_) => Blame::Host,
+        }
+    }
+}
+
+/// Checks that `image` has the length of a ROM.
+pub fn check(image: &[u8]) -> Result<(), Error> {
+    match image.len() {
+        0x1_0000 | 0x2_0000 | 0x4_0000 => Ok(()),
+        found => Err(Error::Length(found)),
+    }
+}
+
+/// Makes a VM with `memory` bytes of RAM around the ROM that holds `image`.
+///
+/// The ROM is two read-only memslots with the same bytes: all of it below 4 GiB, and its last 128 KiB below 1
+/// MiB. A guest's write to either is an exit that changes nothing.
+pub fn create_vm(kvm: &Kvm, memory: u64, image: &[u8]) -> Result<Arc<Vm>, Error> {
+    check(image)?;
+    let vm = Vm::with_ranges(kvm, memory, layout::pc_ram_ranges(memory))?;
+    if memory < HIGH_MEMORY.0 {
+        return Err(Error::LittleMemory(memory));
+    }
+    let area = (HIGH_MEMORY.0 - FIRMWARE_AREA.0) as usize;
+    let end = &image[image.len().saturating_sub(area)..];
+    let first = vm.slots().len() as u32;
+    for (slot, end, bytes) in [(first, HIGH_MEMORY, end), (first + 1, MMIO_HOLE_END, image)] {
+        let start = GuestAddress(end.0 - bytes.len() as u64);
+        let flags = SlotFlags { read_only: true, ..SlotFlags::default() };
+        vm.add_slot(slot, start, bytes.len(), flags)?;
+        vm.ram().write_slice(bytes, start)?;
+    }
+    Ok(vm)
+}
+
+/// The port that firmware writes its progress to.
+pub const POST_PORT: u16 = 0x80;
+
+/// Remembers the last POST code, for which PCs had a card with two digits: when nothing else works yet, it says
+/// how far the power-on self-test came.
+#[derive(Clone, Debug, Default)]
+pub struct PostCode(Arc<AtomicU8>);
+
+impl PostCode {
+    /// The last code, 0 if there was none.
+    pub fn last(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Device for PostCode {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data[0] = self.last();
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        self.0.store(data[0], Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,120 @@
+//! The command line, and the disk and the firmware that it chooses.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use cli::console;
+use common::ata::{Ata, FileSectors, Sectors};
+use common::disk_image::{self, SECTOR};
+use common::{file, firmware};
+
+/// Boots a disk: BIOS, boot sector, second stage, and the Rust kernel of stage 06.
+///
+/// The vCPU takes its first instruction from a ROM, 16 bytes below 4 GiB. The BIOS there sets the
+/// machine up, loads sector 0 of the disk to 0x7C00, checks that it ends in 55 AA, and jumps to it.
+/// The disk's own code reads the rest.
+#[derive(Parser)]
+#[command(after_help = "\
+Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
+     07_bootloader --no-disk                 what the BIOS says to that
+     07_bootloader --write-image boot.img    the disk as a file, for hexdump -C
+     07_bootloader --disk boot.img           boot it, or another flat image
+     07_bootloader --exit-when '> ' --stats  how many exits a boot costs
+
+The same image boots a PC, or QEMU:
+     qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
+                        -device isa-debug-exit,iobase=0xf4
+
+The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a text
+screen at 0xB8000, a serial port at 0x3F8 on line 4, an ATA disk at 0x1F0, CMOS
+at 0x70, POST codes at 0x80, and port 0xF4, which ends it. The BIOS answers int
+10h to 13h, 15h, 16h and 18h to 1Ah; keys come from the serial port.")]
+pub struct Args {
+    /// The disk to boot, a flat image. Without it: our boot sector, second stage and kernel, in memory
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
+
+    /// Start without a disk, to see what the BIOS says
+    #[arg(long, conflicts_with = "disk")]
+    no_disk: bool,
+
+    /// Write the built-in disk to FILE and end
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "no_disk"])]
+    pub write_image: Option<PathBuf>,
+
+    /// Another firmware than our BIOS: an image of 64, 128 or 256 KiB
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
+
+    /// Where one sees what programs print by the BIOS (int 10h)
+    #[arg(long, value_enum, default_value_t = Display::Serial)]
+    pub display: Display,
+
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "64M",
+          allow_hyphen_values = true, value_parser = cli::size::parse)]
+    pub memory: u64,
+
+    #[command(flatten)]
+    pub console: console::Flags,
+}
+
+/// Where one sees the text screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Display {
+    /// On the serial port, and so here, as well as on the text screen
+    Serial,
+    /// On the text screen only, which is printed when the machine has ended
+    Screen,
+}
+
+impl Args {
+    /// The drive with the disk that was asked for.
+    pub fn drive(&self) -> Result<Option<Ata>> {
+        match &self.disk {
+            _ if self.no_disk => Ok(None),
+            Some(path) => {
+                open_disk(path).map(Some).with_context(|| format!("disk {}", path.display()))
+            }
+            None => insert(built_in_disk()?).map(Some),
+        }
+    }
+
+    /// The firmware that was asked for.
+    pub fn rom(&self) -> Result<Vec<u8>> {
+        let Some(path) = &self.firmware else { return Ok(asm::bios::BIOS.to_vec()) };
+        let image = file::read(path, firmware::MAX).map_err(anyhow::Error::from);
+        let checked = image.and_then(|image| {
+            firmware::check(&image)?;
+            Ok(image)
+        });
+        checked.with_context(|| format!("firmware {}", path.display()))
+    }
+}
+
+/// Boot sector, second stage and kernel as one disk.
+pub fn built_in_disk() -> Result<Vec<u8>> {
+    Ok(disk_image::build(asm::boot::SECTOR, asm::boot::STAGE2, guests::KERNEL)?)
+}
+
+/// Opens a disk image, for writing if that is permitted.
+fn open_disk(path: &Path) -> Result<Ata> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true);
+    let (file, len) = match file::open_with(path, &mut options) {
+        Err(file::Error::Open(_)) => file::open(path)?,
+        opened => opened?,
+    };
+    disk_image::check_length(len)?;
+    insert(FileSectors::new(file, len))
+}
+
+/// Puts a disk into a drive, if it can be booted: a BIOS would find that out, too, and say less.
+fn insert(mut disk: impl Sectors + 'static) -> Result<Ata> {
+    let mut boot_sector = [0; SECTOR];
+    disk.read(0, &mut boot_sector).context("cannot read the first sector")?;
+    disk_image::check_boot_sector(&boot_sector)?;
+    Ok(Ata::new(disk))
+}

@@ -1,0 +1,523 @@
+//! Every service of the BIOS, called by a boot sector (asm/boot/services.asm) that notes what comes back.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::bus::shared;
+use common::disk_image::SECTOR;
+use common::e820;
+use common::layout::{TEXT_SCREEN, ram_ranges};
+use common::memory::Ram;
+use common::run::{self, Ending};
+use common::uart::{self, Uart};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
+
+use crate::machine;
+
+/// A call: its interrupt, and the registers before or after it. As `services.asm` has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Call {
+    number: u16,
+    flags: u16,
+    eax: u32,
+    ebx: u32,
+    ecx: u32,
+    edx: u32,
+    esi: u32,
+    edi: u32,
+    ebp: u32,
+    ds: u16,
+    es: u16,
+}
+
+#[expect(unsafe_code, reason = "the list of calls is written as bytes")]
+// SAFETY: integers without padding between them.
+unsafe impl ByteValued for Call {}
+
+impl Call {
+    fn carry(&self) -> bool {
+        self.flags & 1 != 0
+    }
+
+    fn zero(&self) -> bool {
+        self.flags & 0x40 != 0
+    }
+
+    fn ax(&self) -> u16 {
+        self.eax as u16
+    }
+
+    fn ah(&self) -> u8 {
+        (self.eax >> 8) as u8
+    }
+}
+
+/// `int number` with AX.
+fn call(number: u16, ax: u16) -> Call {
+    Call { number, eax: ax.into(), ..Call::default() }
+}
+
+const LIST: GuestAddress = GuestAddress(0x1_0000);
+
+/// Where calls may have their data.
+const DATA: u64 = 0x2_0000;
+const DATA_SEGMENT: u16 = 0x2000;
+
+/// The serial port's output.
+#[derive(Clone, Default)]
+struct Screen(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a list of calls has done.
+struct Done {
+    calls: Vec<Call>,
+    ram: Ram,
+    /// What came out of the serial port, behind the BIOS's own greeting.
+    printed: String,
+}
+
+impl Done {
+    fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    /// Cells of the text screen.
+    fn cells(&self, row: usize, column: usize, len: usize) -> Vec<u8> {
+        self.bytes(TEXT_SCREEN.0 + (row * 80 + column) as u64 * 2, len * 2)
+    }
+}
+
+/// A machine to make calls in.
+struct Machine {
+    memory: u64,
+    /// Sectors of the disk behind the first.
+    disk: Vec<u8>,
+    keys: &'static [u8],
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { memory: 64 << 20, disk: Vec::new(), keys: b"" }
+    }
+}
+
+impl Machine {
+    /// Makes the calls, with `data` in memory at [`DATA`].
+    fn make(self, data: &[u8], calls: &[Call]) -> Done {
+        let screen = Screen::default();
+        let disk = [asm::boot::SERVICES, &self.disk].concat();
+        let (ram, ending) = machine::run(disk, self.memory, run::stop(), |ram, line| {
+            ram.write_slice(data, GuestAddress(DATA)).unwrap();
+            ram.write_slice(
+                calls.iter().flat_map(|c| c.as_slice()).copied().collect::<Vec<_>>().as_slice(),
+                LIST,
+            )
+            .unwrap();
+            let uart = shared(Uart::new(line, screen.clone()));
+            if !self.keys.is_empty() {
+                let uart = Arc::clone(&uart);
+                thread::spawn(move || uart::type_in(&uart, self.keys));
+            }
+            uart
+        });
+        let printed = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(ending.unwrap(), Ending::Exited(0), "{printed}");
+        let mut done = vec![Call::default(); calls.len()];
+        for (at, call) in (LIST.0..).step_by(size_of::<Call>()).zip(&mut done) {
+            *call = ram.read_obj(GuestAddress(at)).unwrap();
+        }
+        let (_, printed) = printed.split_once("of memory\r\n").expect("the BIOS's greeting");
+        Done { calls: done, ram, printed: printed.to_owned() }
+    }
+}
+
+#[test]
+fn int_10_writes_on_the_screen_and_on_the_serial_port() {
+    let string = Call { ecx: 3, edx: 5 << 8 | 10, es: DATA_SEGMENT, ..call(0x10, 0x1303) };
+    let done = Machine::default().make(
+        b"a\x1Fb\x2Fc\x3F",
+        &[
+            call(0x10, 0x0E00 | u16::from(b'x')),
+            call(0x10, 0x0F00),
+            call(0x10, 0x0300),
+            // The cursor to row 7, column 3; a character there, four times in bright red; the first is read.
+            Call { edx: 7 << 8 | 3, ..call(0x10, 0x0200) },
+            Call { ebx: 0x0C, ecx: 4, ..call(0x10, 0x0900 | u16::from(b'*')) },
+            call(0x10, 0x0800),
+            call(0x10, 0x0300),
+            string,
+            call(0x10, 0x0300),
+            // Rows 5 to 7, columns 3 to 79, up by one; blanks in green.
+            Call { ebx: 0x2000, ecx: 5 << 8 | 3, edx: 7 << 8 | 79, ..call(0x10, 0x0601) },
+            // And row 6 down by as many rows as it has, which clears it.
+            Call { ebx: 0x1000, ecx: 6 << 8, edx: 6 << 8 | 2, ..call(0x10, 0x0700) },
+            // Row 30 is none: the cursor stays.
+            Call { edx: 30 << 8, ..call(0x10, 0x0200) },
+            call(0x10, 0x0300),
+        ],
+    );
+    let c = &done.calls;
+    assert_eq!((c[1].ax(), c[1].ebx), (80 << 8 | 3, 0));
+    assert_eq!((c[2].edx, c[2].ecx), (1 << 8 | 1, 0x0607), "row 1 behind the greeting");
+    assert_eq!(c[5].ax(), 0x0C00 | u16::from(b'*'));
+    assert_eq!(c[6].edx, 7 << 8 | 3, "09h leaves the cursor where it is");
+    assert_eq!(c[8].edx, 5 << 8 | 13);
+    assert_eq!(c[12].edx, 5 << 8 | 13);
+    assert_eq!(done.cells(1, 0, 1), *b"x\x07");
+    assert_eq!(done.cells(6, 3, 5), *b"*\x0C*\x0C*\x0C*\x0C \x07", "scrolled from row 7");
+    assert_eq!(done.cells(7, 2, 3), *b" \x07 \x20 \x20", "what came free");
+    assert_eq!(done.cells(6, 0, 3), *b" \x10 \x10 \x10");
+    assert_eq!(done.cells(5, 10, 3), *b" \x07 \x07 \x07", "scrolled out of the window");
+    // The terminal is told where to go when the cursor has moved otherwise than by printing.
+    assert_eq!(done.printed, "x\x1b[08;04H****\x1b[06;11Habc");
+}
+
+#[test]
+fn int_10_wraps_scrolls_and_clears() {
+    let line = Call { ecx: 81, ..call(0x10, 0x0E00) };
+    let mut calls: Vec<_> = (0..81).map(|_| Call { eax: 0x0E2D, ..line }).collect();
+    calls.extend((0..30).map(|_| call(0x10, 0x0E0A)));
+    calls.push(call(0x10, 0x0E00 | u16::from(b'z')));
+    calls.push(call(0x10, 0x0E08));
+    calls.push(call(0x10, 0x0300));
+    let done = Machine::default().make(b"", &calls);
+    assert_eq!(done.calls.last().unwrap().edx, 24 << 8 | 1);
+    assert_eq!(done.cells(24, 1, 1), *b"z\x07");
+    assert_eq!(done.cells(23, 0, 80), b" \x07".repeat(80));
+    let wrapped = format!("{}\r\n-{}z\x08", "-".repeat(80), "\n".repeat(30));
+    assert_eq!(done.printed, wrapped);
+
+    calls.push(call(0x10, 0x0003));
+    calls.push(call(0x10, 0x0300));
+    let done = Machine::default().make(b"", &calls);
+    assert_eq!(done.calls.last().unwrap().edx, 0);
+    assert_eq!(done.bytes(TEXT_SCREEN.0, 4000), b" \x07".repeat(2000));
+    assert!(done.printed.ends_with("\x1b[H\x1b[2J"), "{:?}", done.printed);
+}
+
+#[test]
+fn int_11_and_12_say_what_there_is() {
+    let done = Machine::default().make(b"", &[call(0x11, 0), call(0x12, 0)]);
+    // One serial port, 80 columns in colour, no floppy drive.
+    assert_eq!((done.calls[0].ax(), done.calls[1].ax()), (0x0220, 639));
+    assert_eq!(done.bytes(0x40E, 2), [0xC0, 0x9F], "the segment of the EBDA");
+    assert_eq!(done.bytes(0x9_FC00, 1), [1], "which has 1 KiB");
+    assert_eq!(done.bytes(0x475, 1), [1], "disks");
+}
+
+/// 299 sectors, each with its number in every word; with the boot sector they are 300.
+fn sectors() -> Vec<u8> {
+    (1..300u16).flat_map(|n| n.to_le_bytes().repeat(SECTOR / 2)).collect()
+}
+
+/// A packet for 42h and 43h.
+fn packet(count: u16, offset: u16, segment: u16, lba: u64) -> Vec<u8> {
+    let words = [0x10, count, offset, segment].map(u16::to_le_bytes);
+    [words.as_flattened(), &lba.to_le_bytes()].concat()
+}
+
+#[test]
+fn int_13_reads_what_the_image_holds() {
+    let disk = sectors();
+    let packets = [
+        packet(200, 0xFFF0, 0x3000, 50), // runs over the end of a segment
+        packet(2, 0, 0x6000, 299),       // the second one does not exist
+        packet(1, 0, 0x6000, 1 << 28),
+        packet(1, 0, 0x6000, 1 << 32),
+    ]
+    .concat();
+    let by_packet = |at| Call { edx: 0x80, esi: at, ds: DATA_SEGMENT, ..call(0x13, 0x4200) };
+    let chs = |ax, cx, dx, es| Call { ecx: cx, edx: dx, es, ..call(0x13, ax) };
+    let done = Machine { disk: disk.clone(), ..Machine::default() }.make(
+        &packets,
+        &[
+            by_packet(0),
+            chs(0x0201, 0x0002, 0x0080, 0x5A00), // sector 2 of head 0
+            chs(0x0203, 0x003F, 0x0180, 0x5B00), // the last of head 1 and two of head 2
+            by_packet(16),
+            Call { edx: 0x80, ..call(0x13, 0x0100) },
+            call(0x13, 0x0100), // of a drive that isn't there
+            by_packet(32),
+            by_packet(48),
+            chs(0x0201, 0x0000, 0x0080, 0x6000), // there is no sector 0
+            chs(0x0201, 0x0101, 0x0080, 0x6000), // nor cylinder 1
+            chs(0x0200, 0x0001, 0x0080, 0x6000), // and none is too few
+            chs(0x0201, 0x0001, 0x0081, 0x6000), // another disk
+            chs(0x0201, 0x0001, 0x0000, 0x6000), // a floppy
+            Call { edx: 0x80, ..call(0x13, 0x0000) },
+            Call { edx: 0x80, ..call(0x13, 0xEE00) },
+        ],
+    );
+    let c = &done.calls;
+    let sector = |n: usize| &disk[(n - 1) * SECTOR..][..SECTOR];
+    assert!(!c[0].carry() && c[0].ah() == 0, "{:x?}", c[0]);
+    assert_eq!(done.bytes(0x3_FFF0, 200 * SECTOR), disk[49 * SECTOR..249 * SECTOR]);
+    assert!(!c[1].carry() && c[1].ax() == 1, "{:x?}", c[1]);
+    assert_eq!(done.bytes(0x5_A000, SECTOR), sector(1));
+    assert!(!c[2].carry() && c[2].ax() == 3, "{:x?}", c[2]);
+    assert_eq!(done.bytes(0x5_B000, 3 * SECTOR), disk[124 * SECTOR..127 * SECTOR]);
+    // Sector 299 came, the one behind it did not: the packet says so.
+    assert!(c[3].carry() && c[3].ah() == 4, "{:x?}", c[3]);
+    assert_eq!(done.bytes(0x6_0000, SECTOR), sector(299));
+    assert_eq!(done.bytes(DATA + 16 + 2, 2), [1, 0]);
+    assert!(c[4].carry() && c[4].ax() == 0x0404, "{:x?}", c[4]);
+    assert!(c[5].carry() && c[5].ah() == 1, "{:x?}", c[5]);
+    for beyond in &c[6..8] {
+        assert!(beyond.carry() && beyond.ah() == 4, "{beyond:x?}");
+    }
+    for bad in c[8..13].iter().chain(&c[14..]) {
+        assert!(bad.carry() && bad.ah() == 1, "{bad:x?}");
+    }
+    assert!(!c[13].carry() && c[13].ah() == 0, "{:x?}", c[13]);
+}
+
+#[test]
+fn int_13_writes_sectors_that_can_be_read_back() {
+    let mut data = packet(1, 0x400, DATA_SEGMENT, 298);
+    data.resize(0x400, 0);
+    data.extend([0xC3; SECTOR]);
+    data.extend([0x3C; 2 * SECTOR]);
+    let write = Call { edx: 0x80, es: DATA_SEGMENT, ..call(0x13, 0) };
+    let done = Machine { disk: sectors(), ..Machine::default() }.make(
+        &data,
+        &[
+            Call { eax: 0x4300, ds: DATA_SEGMENT, ..write },
+            Call { eax: 0x0302, ebx: 0x600, ecx: 0x0003, ..write },
+            Call { eax: 0x0204, ebx: 0x2000, ecx: 0x0002, ..write },
+            Call { eax: 0x0201, ebx: 0x3000, ecx: 299 - 4 * 63, edx: 0x0480, ..write },
+        ],
+    );
+    for done in &done.calls {
+        assert!(!done.carry() && done.ah() == 0, "{done:x?}");
+    }
+    let read = done.bytes(DATA + 0x2000, 4 * SECTOR);
+    assert_eq!(read[..SECTOR], [1, 0].repeat(SECTOR / 2));
+    assert_eq!(read[SECTOR..3 * SECTOR], [0x3C; 2 * SECTOR]);
+    assert_eq!(read[3 * SECTOR..], [4, 0].repeat(SECTOR / 2));
+    assert_eq!(done.bytes(DATA + 0x3000, SECTOR), [0xC3; SECTOR]);
+}
+
+#[test]
+fn int_13_describes_the_disk() {
+    let disk =
+        |sectors: usize| Machine { disk: vec![0; (sectors - 1) * SECTOR], ..Machine::default() };
+    let calls = [
+        Call { edx: 0x80, ..call(0x13, 0x0800) },
+        Call { edx: 0x80, ..call(0x13, 0x1500) },
+        Call { edx: 0x80, ebx: 0x55AA, ..call(0x13, 0x4100) },
+        Call { edx: 0x80, ds: DATA_SEGMENT, ..call(0x13, 0x4800) },
+        Call { edx: 0x80, ds: DATA_SEGMENT, esi: 0x100, ..call(0x13, 0x4800) },
+        Call { edx: 0x81, ..call(0x13, 0x1500) },
+        Call { edx: 0x80, ebx: 0x1234, ..call(0x13, 0x4100) },
+    ];
+    // Cylinders, heads: of 16 heads as long as their number has 10 bits, then of 255.
+    for (count, cylinders, heads) in
+        [(300usize, 1u32, 16u32), (16 * 63 * 5 + 1, 6, 16), (16 * 63 * 1024 + 1, 65, 255)]
+    {
+        let done = disk(count).make(&[26, 0], &calls);
+        let c = &done.calls;
+        assert!(c.iter().take(4).all(|call| !call.carry()), "{c:x?}");
+        let (last, low) = (cylinders - 1, |n: u32| n & 0xFF);
+        assert_eq!(c[0].ecx, low(last) << 8 | last >> 8 << 6 | 63);
+        assert_eq!(c[0].edx, (heads - 1) << 8 | 1);
+        assert_eq!((c[1].ah(), c[1].ecx << 16 | c[1].edx), (3, count as u32));
+        assert_eq!((c[2].ax(), c[2].ebx, c[2].ecx), (0x2100, 0xAA55, 1));
+        let told = done.bytes(DATA, 26);
+        let word = |at: usize| u32::from_le_bytes(told[at..at + 4].try_into().unwrap());
+        assert_eq!((word(0), word(4), word(8), word(12)), (2 << 16 | 26, cylinders, heads, 63));
+        assert_eq!((word(16) as usize, word(20), told[24..].to_vec()), (count, 0, vec![0, 2]));
+        assert!(c[4].carry() && c[4].ah() == 1, "a buffer without room");
+        assert!(!c[5].carry() && c[5].ah() == 0, "no such drive");
+        assert!(c[6].carry());
+    }
+}
+
+#[test]
+fn int_15_gives_the_map_that_the_machine_has() {
+    for memory in [1 << 20, 5 << 20, 64 << 20, (3 << 30) + (512 << 20), 40 << 30] {
+        let map = |ebx| Call {
+            ebx,
+            ecx: 24,
+            edx: u32::from_be_bytes(*b"SMAP"),
+            edi: ebx * 20,
+            es: DATA_SEGMENT,
+            ..call(0x15, 0xE820)
+        };
+        let mut calls: Vec<_> = (0..7).map(map).collect();
+        calls.push(Call { edx: 0, ..map(0) });
+        calls.push(Call { ecx: 19, ..map(0) });
+        calls.extend([call(0x15, 0xE801), call(0x15, 0x8800), call(0x15, 0xBF00)]);
+        let done = Machine { memory, ..Machine::default() }.make(b"", &calls);
+
+        let mut expected = e820::map(&Ram::from_ranges(&ram_ranges(memory)).unwrap());
+        let rom = e820::Entry { range: 0xFFFF_0000..1 << 32, kind: e820::Kind::Reserved };
+        let at = expected.partition_point(|entry| entry.range.start < rom.range.start);
+        expected.insert(at, rom);
+        let bytes = done.bytes(DATA, expected.len() * 20);
+        for (n, (entry, bytes)) in expected.iter().zip(bytes.as_chunks::<20>().0).enumerate() {
+            let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            let range = number(0)..number(0) + number(8);
+            assert_eq!((&range, bytes[16]), (&entry.range, entry.kind as u8), "{memory} {n}");
+            let (call, last) = (done.calls[n], n + 1 == expected.len());
+            assert_eq!((call.carry(), call.ecx), (false, 20));
+            assert_eq!(call.eax, u32::from_be_bytes(*b"SMAP"));
+            assert_eq!(call.ebx as usize, if last { 0 } else { n + 1 });
+        }
+        for beyond in &done.calls[expected.len()..9] {
+            assert!(beyond.carry() && beyond.ah() == 0x86, "{beyond:x?}");
+        }
+        let [sizes, above, unknown] = done.calls[9..] else { unreachable!() };
+        let below_hole = memory.min(0xD000_0000);
+        let low = (below_hole - (1 << 20)).min(15 << 20) >> 10;
+        let high = below_hole.saturating_sub(16 << 20) >> 16;
+        assert_eq!(u64::from(sizes.eax), low);
+        assert_eq!((u64::from(sizes.ebx), sizes.ecx, sizes.edx), (high, sizes.eax, sizes.ebx));
+        assert_eq!(u64::from(above.eax), ((below_hole - (1 << 20)) >> 10).min(0xFFFF));
+        assert!(unknown.carry() && unknown.ah() == 0x86);
+    }
+}
+
+#[test]
+fn int_15_copies_beyond_the_first_megabyte_and_knows_a20() {
+    // A table of descriptors, of which the BIOS reads two: 0x20400 to 0x200000, and back to 0x20600.
+    let descriptor = |base: u32| {
+        let [a, b, c, d] = base.to_le_bytes();
+        [0xFF, 0xFF, a, b, c, 0x93, 0, d]
+    };
+    let table = |from, to| [[0; 8], [0; 8], descriptor(from), descriptor(to), [0; 8], [0; 8]];
+    let mut data = table(0x2_0400, 0x20_0000).concat();
+    data.extend(table(0x20_0000, 0x2_0600).concat());
+    data.resize(0x400, 0);
+    data.extend(sectors().iter().take(2 * SECTOR));
+    let copy = |si| Call { ecx: 100, esi: si, es: DATA_SEGMENT, ..call(0x15, 0x8700) };
+    let done = Machine::default().make(
+        &data,
+        &[
+            copy(0),
+            copy(48),
+            Call { ecx: 0x8001, ..copy(0) },
+            call(0x15, 0x2401),
+            call(0x15, 0x2402),
+            call(0x15, 0x2403),
+            call(0x15, 0x2400),
+        ],
+    );
+    let c = &done.calls;
+    assert!(!c[0].carry() && !c[1].carry() && c[0].ah() == 0, "{c:x?}");
+    assert_eq!(done.bytes(0x20_0000, 200), data[0x400..0x400 + 200]);
+    assert_eq!(done.bytes(0x20_0000 + 200, 8), [0; 8]);
+    assert_eq!(done.bytes(0x2_0600, 200), data[0x400..0x400 + 200]);
+    assert!(c[2].carry() && c[2].ah() == 2);
+    assert!(!c[3].carry() && c[3].ah() == 0);
+    assert!(!c[4].carry() && c[4].ax() == 1);
+    assert!(!c[5].carry() && c[5].ebx == 0);
+    assert!(c[6].carry() && c[6].ah() == 0x86, "a gate that cannot be shut");
+}
+
+#[test]
+fn time_passes_at_its_rate() {
+    let wait = 500_000u32;
+    let start = Instant::now();
+    let done = Machine::default().make(
+        b"",
+        &[
+            Call { ecx: 0x12, edx: 0x3456, ..call(0x1A, 0x0100) },
+            Call { ecx: wait >> 16, edx: wait & 0xFFFF, ..call(0x15, 0x8600) },
+            call(0x1A, 0x0000),
+            call(0x1A, 0x7700),
+        ],
+    );
+    let c = &done.calls;
+    assert!(!c[1].carry() && start.elapsed() > Duration::from_micros(wait.into()));
+    let ticks = (c[2].ecx << 16 | c[2].edx) - 0x12_3456;
+    // 9.1 ticks are half a second. A busy host may take longer.
+    assert!((9..100).contains(&ticks) && c[2].ax() == 0, "{ticks} ticks");
+    assert!(c[3].carry() && c[3].ah() == 0x86);
+}
+
+#[test]
+fn int_16_takes_what_is_typed() {
+    let keys = b"aZ1 \r\n\x7f\x1b\x04\xE4";
+    let mut calls = vec![call(0x16, 0x0200)];
+    calls.extend(keys.iter().enumerate().map(|(n, _)| call(0x16, [0x0000, 0x1000][n % 2])));
+    calls.extend([call(0x16, 0x0100), call(0x16, 0x1100)]);
+    let done = Machine { keys, ..Machine::default() }.make(b"", &calls);
+    assert_eq!(done.calls[0].ax(), 0);
+    let typed: Vec<_> = done.calls[1..=keys.len()].iter().map(Call::ax).collect();
+    assert_eq!(
+        typed,
+        [0x1E61, 0x2C5A, 0x0231, 0x3920, 0x1C0D, 0x1C0D, 0x0E08, 0x011B, 0x2004, 0x00E4]
+    );
+    for none in &done.calls[keys.len() + 1..] {
+        assert!(none.zero(), "{none:x?}");
+    }
+
+    // A key that was seen is there until it is read. More are typed than the ring holds: none is lost.
+    let keys = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let wait = Call { edx: 50_000, ..call(0x15, 0x8600) };
+    let mut calls = vec![call(0x16, 0x0100), wait, call(0x16, 0x0100), call(0x16, 0x1100)];
+    calls.extend([call(0x16, 0)].repeat(keys.len()));
+    let done = Machine { keys, ..Machine::default() }.make(b"", &calls);
+    for seen in &done.calls[2..4] {
+        assert!(!seen.zero() && seen.ax() == 0x1E61, "{seen:x?}");
+    }
+    let typed: Vec<_> = done.calls[4..].iter().map(|call| call.eax as u8).collect();
+    assert_eq!(typed, keys);
+}
+
+/// What the BIOS says of a boot sector of this code.
+fn said_of(code: &[u8], signature: [u8; 2]) -> String {
+    let mut disk = code.to_vec();
+    disk.resize(SECTOR - 2, 0);
+    disk.extend(signature);
+    let screen = Screen::default();
+    let (_, ending) = machine::run(disk, 64 << 20, run::stop(), |_, line| {
+        shared(Uart::new(line, screen.clone()))
+    });
+    assert_eq!(ending.unwrap(), Ending::Exited(1));
+    let said = screen.0.lock().unwrap().clone();
+    String::from_utf8(said).unwrap().split_once("of memory\r\n").unwrap().1.to_owned()
+}
+
+#[test]
+fn what_cannot_go_on_ends_with_a_line() {
+    let boots = [0x55, 0xAA];
+    let unsigned = "The first sector of the hard disk does not end in 55 AA. No bootable disk.\r\n";
+    assert_eq!(said_of(&[0xF4], [0xAA, 0x55]), unsigned);
+    // int 18h
+    let gave_up = "The program on the disk gave up. No bootable disk.\r\n";
+    assert_eq!(said_of(&[0xCD, 0x18], boots), gave_up);
+    // Sector 0 is overwritten from 0x7A00, and then int 19h: mov ax, 0x301; mov bx, 0x7A00; mov cx, 1; mov dx, 0x80.
+    let again = [0xB8, 1, 3, 0xBB, 0, 0x7A, 0xB9, 1, 0, 0xBA, 0x80, 0, 0xCD, 0x13, 0xCD, 0x19];
+    assert_eq!(said_of(&again, boots), unsigned);
+    // xor cx, cx; div cx. And ud2.
+    let divided = "\r\nBIOS: division by zero at 0000:7C02\r\n";
+    assert_eq!(said_of(&[0x31, 0xC9, 0xF7, 0xF1], boots), divided);
+    assert_eq!(said_of(&[0x0F, 0x0B], boots), "\r\nBIOS: invalid instruction at 0000:7C00\r\n");
+}
+
+#[test]
+fn writes_to_the_rom_change_nothing() {
+    let done = Machine::default().make(
+        b"",
+        // The boot sector to F000:0000, over the BIOS's code.
+        &[Call { ecx: 1, edx: 0x80, es: 0xF000, ..call(0x13, 0x0201) }, call(0x12, 0)],
+    );
+    assert_eq!(done.calls[1].ax(), 639);
+    assert_eq!(done.bytes(0xF_0000, 0x1_0000), asm::bios::BIOS);
+    assert_eq!(done.bytes(0xFFFF_0000, 0x1_0000), asm::bios::BIOS);
+}

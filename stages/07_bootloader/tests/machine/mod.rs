@@ -1,0 +1,46 @@
+//! The stage's machine inside the test, which so sees its memory.
+
+use std::time::Duration;
+
+use common::ata::{self, Ata, Control};
+use common::bus::{self, Bus, Device, Shared, shared};
+use common::cmos::{self, Cmos};
+use common::hypercall::{self, DebugExit};
+use common::irqfd::{self, Irqfd};
+use common::memory::Ram;
+use common::run::{self, Ending, Stop, Stopped};
+use common::vcpu::Vcpu;
+use common::{firmware, kvm, uart};
+
+/// As much memory as a machine really has: the host of a test may have little.
+const MOST: u64 = 64 << 20;
+
+/// Runs a machine with our BIOS and `disk` up to its end. Its CMOS says that it has `memory` bytes. `prepare` gets
+/// its memory before and makes the serial port.
+pub fn run<Serial: Device + 'static>(
+    disk: Vec<u8>,
+    memory: u64,
+    (stop, stopped): (Stop, Stopped),
+    prepare: impl FnOnce(&Ram, Irqfd) -> Shared<Serial>,
+) -> (Ram, Result<Ending, run::Error>) {
+    let kvm = kvm::open().unwrap();
+    let vm = firmware::create_vm(&kvm, memory.min(MOST), asm::bios::BIOS).unwrap();
+    irqfd::create_irqchip(&vm).unwrap();
+    irqfd::create_pit(&vm).unwrap();
+    let vcpu = Vcpu::new(&vm, 0).unwrap();
+    vcpu.set_supported_cpuid(&kvm).unwrap();
+    let ram = vm.ram();
+    let serial = prepare(&ram, Irqfd::new(&vm, uart::COM1_IRQ).unwrap());
+
+    let cmos = Cmos::new(memory).with_serial_console(true);
+    let ata = shared(Ata::new(disk));
+    let mut ports = Bus::new();
+    let control = shared(Control(ata.clone()));
+    ports.insert("disk", bus::ports(ata::PORT, ata::PORTS), ata).unwrap();
+    ports.insert("control", bus::ports(ata::CONTROL_PORT, 1), control).unwrap();
+    ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos)).unwrap();
+    ports.insert("serial", bus::ports(uart::COM1, uart::PORTS), serial).unwrap();
+    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop))).unwrap();
+    let limit = Some(Duration::from_secs(60));
+    (ram, run::run(vec![vcpu], ports, Bus::new(), stopped, limit).map(|(ending, _)| ending))
+}
