@@ -45,12 +45,19 @@ pub fn reason_against(stage: u8) -> Option<String> {
 
 /// An error of opening KVM without the advice that it gives a person who has no lab.
 fn in_short(error: &kvm::Error) -> String {
+    let device = kvm::DEVICE;
     match error {
-        kvm::Error::Missing => format!("there is no {}", kvm::DEVICE),
+        kvm::Error::Missing => format!("there is no {device}"),
         kvm::Error::Permission { group } => {
-            format!("you may not open {} (group {group} may)", kvm::DEVICE)
+            format!("you may not open {device} (group {group} may)")
         }
-        other => other.to_string(),
+        kvm::Error::OnlyRoot => format!("you may not open {device} (only root may)"),
+        kvm::Error::Open(why) => format!("cannot open {device} ({why})"),
+        kvm::Error::NotKvm => format!("{device} is not KVM"),
+        kvm::Error::Version { found } => {
+            format!("{device} speaks API version {found}, expected {}", kvm::API_VERSION)
+        }
+        kvm::Error::Ioctl { .. } => error.to_string(),
     }
 }
 
@@ -81,4 +88,24 @@ fn write(path: &Path, cache: &Cache) -> anyhow::Result<()> {
     file.write_all(&serde_json::to_vec(cache)?)?;
     file.persist(path)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_reason_advises_to_choose_the_lab_that_is_being_taken() {
+        let group = "kvm".to_owned();
+        for error in [
+            kvm::Error::Missing,
+            kvm::Error::Permission { group },
+            kvm::Error::OnlyRoot,
+            kvm::Error::NotKvm,
+            kvm::Error::Version { found: 11 },
+        ] {
+            let reason = in_short(&error);
+            assert!(reason.contains(kvm::DEVICE) && !reason.contains("MINI_KVM"), "{reason}");
+        }
+    }
 }
