@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -205,6 +205,13 @@ impl Machine {
         let log = parts::folder().join("failure.log");
         let kept = std::fs::write(&log, format!("QEMU:\n{qemu}\nThe lab's kernel:\n{kernel}\n"));
         let mut words = String::new();
+        let status = self.child.try_wait().ok().flatten();
+        if let Some(signal) = status.and_then(|status| status.signal()) {
+            // Its memory is a file, and a page of it for which there is no room is no memory.
+            let full = Signal::BUS.as_raw() == signal;
+            let why = if full { ", as when the cache folder's disk is full" } else { "" };
+            words += &format!("; QEMU was killed by signal {signal}{why}");
+        }
         for (who, text) in [("QEMU", qemu), ("its kernel", kernel)] {
             if let Some(line) = telling_line(&text) {
                 words += &format!("; {who}: {line}");
