@@ -50,7 +50,11 @@ impl<W: Write> PanicWatch<W> {
     /// Looks at a complete line.
     fn look(&mut self) {
         let line = without_timestamp(&self.line);
-        let reason = |text: &[u8]| String::from_utf8_lossy(text).trim_end().to_owned();
+        // It ends up in a message of ours, where a guest has no terminal to control.
+        let reason = |text: &[u8]| {
+            let text = String::from_utf8_lossy(text);
+            text.trim_end().replace(char::is_control, "\u{fffd}")
+        };
         if let Some(text) = line.strip_prefix(PANIC) {
             let mut panicked = self.panicked.0.lock().unwrap_or_else(PoisonError::into_inner);
             panicked.get_or_insert_with(|| reason(text));
@@ -117,6 +121,13 @@ mod tests {
         // With panic=0 the kernel says that nothing follows, and waits for ever.
         let end = "[    2.0] ---[ end Kernel panic - not syncing: VFS: no root ]---\r\n";
         assert_eq!(watch(end).0, Some(panic()));
+    }
+
+    #[test]
+    fn a_reason_cannot_control_the_terminal_that_it_is_told_on() {
+        let (_, ending) = watch("Kernel panic - not syncing: \x1b]0;title\x07\u{9b}2J\r\n");
+        let told = "\u{fffd}]0;title\u{fffd}\u{fffd}2J";
+        assert_eq!(ending, Ending::Panicked(told.into()));
     }
 
     #[test]

@@ -82,9 +82,9 @@ fn here(argv: &[OsString]) -> Result<ExitCode> {
 }
 
 fn in_lab(argv: &[OsString], reason: &str) -> Result<ExitCode> {
-    let progress: Progress<'_> = &mut |what| eprintln!("mini-kvm: {what}");
+    let progress: Progress<'_> = &mut |what| cli::eprintln!("mini-kvm: {what}");
     let state = State::ready(progress).with_context(|| reason.to_owned())?;
-    eprintln!("mini-kvm: {reason}: running in the lab");
+    cli::eprintln!("mini-kvm: {reason}: running in the lab");
     let end = session::run(state, &Program::new(argv.to_vec())?, progress)?;
     Ok(ExitCode::from(end.code()))
 }
