@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::mem;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use cli::CannotPrint;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::process::{Signal, getegid, geteuid, getgroups, getpid, kill_process, umask};
@@ -172,7 +174,17 @@ fn attempt(
     let reader = machine.port.try_clone()?;
     let events = events.clone();
     thread::spawn(move || read_frames(reader, &events));
-    Session { machine, port, terminal, inbox, state, started: false, writers: HashMap::new() }.run()
+    Session {
+        machine,
+        port,
+        terminal,
+        inbox,
+        state,
+        started: false,
+        writers: HashMap::new(),
+        printed: Ok(()),
+    }
+    .run()
 }
 
 /// The port's sending side, for several threads.
@@ -272,16 +284,28 @@ fn read_stdin(port: &Port) {
     port.send(&Frame::Eof(Stream::Stdin));
 }
 
-/// Writes one of the program's outputs, and gives credit for it.
-fn write_stream(stream: Stream, mut file: File, chunks: &Receiver<Vec<u8>>, port: &Port) {
-    let mut broken = false;
+/// Writes one of the program's outputs, and gives credit for it. Returns why that was not possible to the
+/// end, unless its reader has just left.
+fn write_stream(
+    stream: Stream,
+    mut file: File,
+    chunks: &Receiver<Vec<u8>>,
+    port: &Port,
+) -> io::Result<()> {
+    let mut written = Ok(());
     for chunk in chunks {
-        if !broken && write_all(&mut file, &chunk).is_err() {
-            broken = true;
-            port.send(&Frame::Eof(stream));
+        if written.is_ok() {
+            written = write_all(&mut file, &chunk);
+            if written.is_err() {
+                port.send(&Frame::Eof(stream));
+            }
         }
         port.send(&Frame::Credit(stream, chunk.len() as u32));
     }
+    written.or_else(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// `write_all` for a file that another process may have made non-blocking.
@@ -300,6 +324,9 @@ fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// How a stream's bytes reach the thread that writes them, and the thread.
+type Writer = (Sender<Vec<u8>>, JoinHandle<io::Result<()>>);
+
 struct Session<'lab> {
     // Dropped in this order: the terminal is restored before QEMU's end is waited for.
     terminal: Option<Terminal>,
@@ -308,7 +335,9 @@ struct Session<'lab> {
     inbox: &'lab Receiver<Event>,
     state: &'lab State,
     started: bool,
-    writers: HashMap<u8, (Sender<Vec<u8>>, JoinHandle<()>)>,
+    writers: HashMap<u8, Writer>,
+    /// Whether all that came for stdout could be written.
+    printed: io::Result<()>,
 }
 
 impl Session<'_> {
@@ -375,10 +404,12 @@ impl Session<'_> {
             Frame::Eof(stream) => self.close(stream),
             Frame::Exited(code) => {
                 self.finish_output();
+                self.printed().map_err(CannotPrint)?;
                 return Ok(Some(End::Exited(code as u8)));
             }
             Frame::Killed(signal) => {
                 self.finish_output();
+                self.printed().map_err(CannotPrint)?;
                 return Ok(Some(End::Killed(signal)));
             }
             frame @ (Frame::Ready(_)
@@ -413,9 +444,8 @@ impl Session<'_> {
 
     /// The program has closed an output: whoever reads ours sees its end, too.
     fn close(&mut self, stream: Stream) {
-        if let Some((sender, writer)) = self.writers.remove(&(stream as u8)) {
-            drop(sender);
-            let _ = writer.join();
+        if let Some(writer) = self.writers.remove(&(stream as u8)) {
+            self.finish_stream(stream as u8, writer);
         }
         let Ok(null) = File::options().write(true).open("/dev/null").map(OwnedFd::from) else {
             return;
@@ -427,10 +457,23 @@ impl Session<'_> {
         };
     }
 
+    /// Waits until a stream's thread has written everything.
+    fn finish_stream(&mut self, stream: u8, (sender, writer): Writer) {
+        drop(sender);
+        if let Ok(written) = writer.join()
+            && stream == Stream::Stdout as u8
+        {
+            self.printed = written;
+        }
+    }
+
+    fn printed(&mut self) -> io::Result<()> {
+        mem::replace(&mut self.printed, Ok(()))
+    }
+
     fn finish_output(&mut self) {
-        for (_, (sender, writer)) in self.writers.drain() {
-            drop(sender);
-            let _ = writer.join();
+        for (stream, writer) in mem::take(&mut self.writers) {
+            self.finish_stream(stream, writer);
         }
         let _ = self.machine.port.shutdown(Shutdown::Write);
     }

@@ -124,6 +124,15 @@ impl Program {
         let mut command = Command::new("sh");
         command.args(["-c", &format!(r#"exec "$0" "$@" {redirection}"#)]);
         command.arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if let Some(dir) = self.command.get_current_dir() {
+            command.current_dir(dir);
+        }
         Self { command, ..self }
     }
 
