@@ -287,7 +287,7 @@ fn ctrl_c_interrupts_and_ctrl_d_ends_the_input() {
     assert_eq!(lab.end(), 128 + 2);
     assert!(!lab.is_raw(), "the terminal is left raw");
     let mut lab = lab!(shell("echo ready; cat; echo over")).on_terminal();
-    lab.expect("ready").send("line\n").expect("line\r\nline").send("\x04").expect("over");
+    lab.expect("ready\r\n").send("line\n").expect("line\r\nline").send("\x04").expect("over");
     assert_eq!(lab.end(), 0);
 }
 
