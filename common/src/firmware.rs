@@ -1,7 +1,7 @@
 //! Introduced by stage 07: the ROM in which a PC's firmware stands, and where its first instruction comes from.
 //!
 //! After reset a processor is in real mode, but its CS begins at 0xFFFF0000: the first instruction is the one 16
-//! bytes below 4 GiB (Intel SDM vol. 3, 10.1.4). So a PC's ROM ends there; and because real mode reaches no
+//! bytes below 4 GiB (Intel SDM vol. 3, 11.1.4). So a PC's ROM ends there; and because real mode reaches no
 //! further than the first megabyte, the end of the same ROM is seen there once more. A vCPU is made in
 //! that state, so a machine whose memslots are right needs no register set to start.
 
