@@ -1,7 +1,10 @@
 //! Introduced by stage 07: the CMOS, a PC's 128 bytes of battery-backed memory behind two ports.
 //!
 //! The PC AT's firmware kept its settings and the clock there. It is also how firmware learns from the machine
-//! how much memory there is: the registers are the ones that Bochs and QEMU fill, too.
+//! how much memory there is: the registers are the ones that Bochs and QEMU fill, too. The clock (Motorola
+//! MC146818 data sheet) shows the host's time in UTC.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::bus::Device;
 use crate::layout::{MMIO_HOLE, MMIO_HOLE_END};
@@ -19,6 +22,41 @@ const MIB: u64 = 1 << 20;
 
 /// Bit 7 of the register's number is not part of it: it masks NMIs.
 const NUMBER: u8 = 0x7F;
+
+/// The clock's register `number` at a time in seconds since 1970, in BCD. `None` if it is none of the clock's.
+fn clock(number: u8, time: u64) -> Option<u8> {
+    let bcd = |value: u64| Some((value / 10 % 10 * 16 + value % 10) as u8);
+    let (days, seconds) = (time / 86400, time % 86400);
+    match number {
+        0x00 => bcd(seconds % 60),
+        0x02 => bcd(seconds / 60 % 60),
+        0x04 => bcd(seconds / 3600),
+        // 1970 began on a Thursday, a week on Sunday.
+        0x06 => bcd((days + 4) % 7 + 1),
+        0x07 => bcd(date(days).2),
+        0x08 => bcd(date(days).1),
+        0x09 => bcd(date(days).0 % 100),
+        0x32 => bcd(date(days).0 / 100),
+        // Status A: 32.768 kHz, and no update in progress. B: 24 hours. D: the battery is good.
+        0x0A => Some(0x26),
+        0x0B => Some(0x02),
+        0x0D => Some(0x80),
+        _ => None,
+    }
+}
+
+/// Year, month and day, `days` after the first of January 1970. Years are counted from March here, so that the
+/// leap day is their last; the calendar repeats itself every 400 years, which have 146097 days.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468; // since the first of March of the year 0
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153; // five months have 153 days
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year + next, month, day)
+}
 
 /// The CMOS. It is read-only: writes to registers are lost, as with an empty battery.
 pub struct Cmos {
@@ -61,7 +99,9 @@ impl Cmos {
 impl Device for Cmos {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if offset == 1 {
-            data[0] = self.registers[usize::from(self.selected)];
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let clock = clock(self.selected, now.as_secs());
+            data[0] = clock.unwrap_or(self.registers[usize::from(self.selected)]);
         }
     }
 
@@ -85,6 +125,25 @@ mod tests {
 
     fn word(cmos: &mut Cmos, register: u8) -> u64 {
         read(cmos, register) | read(cmos, register + 1) << 8
+    }
+
+    #[test]
+    fn the_clock_knows_its_calendar() {
+        // From `date -u -d @SECONDS`.
+        for (time, expected) in [
+            (0, (1970, 1, 1)),
+            (951_782_400, (2000, 2, 29)),
+            (951_868_800, (2000, 3, 1)),
+            (1_735_603_200, (2024, 12, 31)),
+            (4_107_542_400, (2100, 3, 1)),
+        ] {
+            assert_eq!(date(time / 86400), expected);
+        }
+        // Thursday, 2024-02-29 23:59:58.
+        let at = |register| clock(register, 1_709_251_198).unwrap();
+        assert_eq!([0x04, 0x02, 0x00].map(at), [0x23, 0x59, 0x58]);
+        assert_eq!([0x32, 0x09, 0x08, 0x07, 0x06].map(at), [0x20, 0x24, 0x02, 0x29, 0x05]);
+        assert_eq!(clock(0x0F, 0), None);
     }
 
     #[test]

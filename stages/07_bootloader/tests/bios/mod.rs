@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::bus::shared;
 use common::disk_image::SECTOR;
@@ -447,6 +447,35 @@ fn time_passes_at_its_rate() {
     // 9.1 ticks are half a second. A busy host may take longer.
     assert!((9..100).contains(&ticks) && c[2].ax() == 0, "{ticks} ticks");
     assert!(c[3].carry() && c[3].ah() == 0x86);
+}
+
+#[test]
+fn int_1a_reads_the_clock_and_the_ticks_begin_with_it() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let before = now();
+    let calls = [call(0x1A, 0x0400), call(0x1A, 0x0200), call(0x1A, 0x0000)];
+    let done = Machine::default().make(b"", &calls);
+    let c = &done.calls;
+    assert!(c.iter().all(|call| !call.carry()), "{c:x?}");
+    let bcd = |byte: u32| u64::from(byte >> 4 & 0xF) * 10 + u64::from(byte & 0xF);
+    let [time, ticks] = [c[1], c[2]];
+    let seconds = bcd(time.ecx >> 8) * 3600 + bcd(time.ecx) * 60 + bcd(time.edx >> 8);
+    let told = (seconds + 86400 - before % 86400) % 86400;
+    assert!(told <= now() - before, "{seconds} s since midnight, {told} s after {before}");
+    let ticked = u64::from(ticks.ecx << 16 | ticks.edx) * 65536 / 1_193_182;
+    assert!((ticked + 86400 - before % 86400 + 1) % 86400 <= now() - before + 1, "{ticked}");
+    // The date by another way: days are counted up to the one that was told.
+    let (year, month, day) =
+        (bcd(c[0].ecx >> 8) * 100 + bcd(c[0].ecx), bcd(c[0].edx >> 8), bcd(c[0].edx));
+    let leap =
+        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let february = if leap(year) { 29 } else { 28 };
+    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let days = (1970..year).map(|year| if leap(year) { 366 } else { 365 }).sum::<u64>()
+        + months[..month as usize - 1].iter().sum::<u64>()
+        + day
+        - 1;
+    assert!((before / 86400..=now() / 86400).contains(&days), "{year}-{month}-{day}");
 }
 
 #[test]
