@@ -1,5 +1,7 @@
 //! Milestone 1: what stage 01 says of KVM is what KVM says, and without KVM it says what to do.
 
+mod checkup;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;

@@ -44,7 +44,7 @@ fn a_probe_that_never_ends_is_stopped() {
     let began = Instant::now();
     let reason = stage04_with(b"\xB0\x07\xE6\x80\xEB\xFE"); // mov al, 7; out 0x80, al; jmp $
     assert!(reason.contains("no end within 2s after step 7"), "{reason}");
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 #[test]
