@@ -8,7 +8,7 @@
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
-//! | 07 | [`firmware`], [`disk_image`], [`ata`], [`cmos`] |
+//! | 07 | [`firmware`], [`disk_image`], [`ide`], [`cmos`] |
 //! | 08 | [`linux`], [`acpi`], [`i8042`], [`cpuid`], [`msr`], [`panic_watch`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
@@ -90,13 +90,13 @@ pub mod run;
 pub mod uart;
 
 #[cfg(feature = "stage07")]
-pub mod ata;
-#[cfg(feature = "stage07")]
 pub mod cmos;
 #[cfg(feature = "stage07")]
 pub mod disk_image;
 #[cfg(feature = "stage07")]
 pub mod firmware;
+#[cfg(feature = "stage07")]
+pub mod ide;
 
 #[cfg(feature = "stage08")]
 pub mod acpi;

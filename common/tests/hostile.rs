@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::acpi::{self, Pm1};
-use common::ata::{self, Ata, FileSectors, Sectors};
 use common::bus::{Bus, Interrupt, ports, shared};
 use common::cmos::{self, Cmos};
 use common::doorbell::{self, Doorbell};
 use common::hypercall::{self, DebugExit, ExitCode, Hypercall};
 use common::i8042::{self, I8042};
+use common::ide::{self, Ata, FileSectors, Sectors};
 use common::panic_watch::PanicWatch;
 use common::run;
 use common::scratch::Scratch;
@@ -56,8 +56,8 @@ fn machine(disk: impl Sectors + 'static) -> (Bus, Vec<u64>) {
         starts.push(range.start);
         bus.insert("device", range, device).unwrap();
     };
-    plug(ports(ata::CONTROL_PORT, 1), shared(ata::Control(disk.clone())));
-    plug(ports(ata::PORT, ata::PORTS), disk);
+    plug(ports(ide::CONTROL_PORT, 1), shared(ide::Control(disk.clone())));
+    plug(ports(ide::PORT, ide::PORTS), disk);
     plug(ports(cmos::PORT, cmos::PORTS), shared(Cmos::new(64 << 20)));
     plug(ports(uart::COM1, uart::PORTS), shared(Uart::new(line(), watch)));
     plug(ports(i8042::PORT, i8042::PORTS), shared(I8042::new(stop.clone())));

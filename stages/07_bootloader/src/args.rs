@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use cli::console;
-use common::ata::{Ata, FileSectors, Sectors};
 use common::disk_image::{self, SECTOR};
+use common::ide::{Ata, FileSectors, Sectors};
 use common::{file, firmware};
 
 /// Boots a disk: BIOS, boot sector, second stage, and the Rust kernel of stage 06.

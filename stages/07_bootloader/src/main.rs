@@ -23,7 +23,7 @@ use common::memory::Ram;
 use common::text_screen::{self, TextScreen};
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
-use common::{ata, file, kvm, run};
+use common::{file, ide, kvm, run};
 use vm_memory::Bytes;
 
 fn main() -> ExitCode {
@@ -58,9 +58,9 @@ fn machine(args: Args) -> Result<Ended> {
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop)))?;
     if let Some(drive) = drive {
-        let (ata, control) = (shared(drive), bus::ports(ata::CONTROL_PORT, 1));
-        ports.insert("disk control", control, shared(ata::Control(ata.clone())))?;
-        ports.insert("disk", bus::ports(ata::PORT, ata::PORTS), ata)?;
+        let (ata, control) = (shared(drive), bus::ports(ide::CONTROL_PORT, 1));
+        ports.insert("disk control", control, shared(ide::Control(ata.clone())))?;
+        ports.insert("disk", bus::ports(ide::PORT, ide::PORTS), ata)?;
     }
 
     // Keys go in, the guest runs, and how it ended is how we end.

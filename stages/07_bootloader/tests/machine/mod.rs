@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use common::ata::{self, Ata, Control};
 use common::bus::{self, Bus, Device, Shared, shared};
 use common::cmos::{self, Cmos};
 use common::hypercall::{self, DebugExit};
+use common::ide::{self, Ata, Control};
 use common::irqfd::{self, Irqfd};
 use common::memory::Ram;
 use common::run::{self, Ending, Stop, Stopped};
@@ -36,8 +36,8 @@ pub fn run<Serial: Device + 'static>(
     let ata = shared(Ata::new(disk));
     let mut ports = Bus::new();
     let control = shared(Control(ata.clone()));
-    ports.insert("disk", bus::ports(ata::PORT, ata::PORTS), ata).unwrap();
-    ports.insert("control", bus::ports(ata::CONTROL_PORT, 1), control).unwrap();
+    ports.insert("disk", bus::ports(ide::PORT, ide::PORTS), ata).unwrap();
+    ports.insert("control", bus::ports(ide::CONTROL_PORT, 1), control).unwrap();
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos)).unwrap();
     ports.insert("serial", bus::ports(uart::COM1, uart::PORTS), serial).unwrap();
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop))).unwrap();
