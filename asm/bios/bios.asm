@@ -23,6 +23,7 @@ BIOS        equ 0xF000          ; our segment
 %include "int16.inc"            ; the keyboard
 %include "int19.inc"            ; boot (and int 18h: nothing to boot)
 %include "int1a.inc"            ; the time
+%include "mp.inc"               ; room for the machine's own description of its processors
 
     times 0xFFF0 - ($ - $$) db 0xFF
 ; 0xFFFFFFF0. CS's base is 0xFFFF0000 here, which no selector of real mode can say: the first far jump loads

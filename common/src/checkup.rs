@@ -141,7 +141,7 @@ impl Probe {
             4 => &[Real16],
             5 => &[Real16, Mmio, ReadOnlySlot, Irqchip],
             6 => &[Real16, Protected32, Paging32, LongMode, Ring3, Ring0Speed, Irqchip],
-            7 => &[Real16, Protected32, Paging32, LongMode, Ring3, Ring0Speed, Irqchip],
+            7 => &[Real16, Protected32, Paging32, LongMode, Ring3, Ring0Speed, Irqchip, Smp],
             8 => &[LongMode, Ring3, Ring0Speed, Cmpxchg16b, FpuState, Mmio, Irqchip, Smp],
             _ => &[],
         }

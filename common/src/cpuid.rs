@@ -1,4 +1,4 @@
-//! Introduced by stage 08: CPUID as an operating system wants it: true about its own machine.
+//! Introduced by stage 07: CPUID as an operating system wants it: true about its own machine.
 //!
 //! `KVM_GET_SUPPORTED_CPUID` describes what the host's KVM can do, but some of its fields are the host
 //! processor's own: its APIC ID, its number of cores. A kernel that reads them would place itself into
@@ -7,6 +7,7 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
+use crate::kvm;
 use crate::vcpu::{self, Vcpu};
 
 /// Leaf 1, ECX: the local APIC's timer takes a time-stamp as its deadline.
@@ -31,6 +32,15 @@ pub fn set(kvm: &Kvm, vcpu: &Vcpu, vcpus: u8) -> Result<(), vcpu::Error> {
     vcpu.fd().set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))
 }
 
+/// What kind of processor the vCPUs will be, before there is one: leaf 1's EAX (stepping, model and family) and
+/// EDX (features). (`KVM_GET_SUPPORTED_CPUID`, KVM API 4.46.)
+pub fn signature(kvm: &Kvm) -> Result<(u32, u32), kvm::Error> {
+    let failed = |source| kvm::Error::Ioctl { ioctl: "KVM_GET_SUPPORTED_CPUID", source };
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed)?;
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 1);
+    Ok(leaf.map_or((0, 0), |leaf| (leaf.eax, leaf.edx)))
+}
+
 /// Writes the guest's own topology into `cpuid`.
 fn describe(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
     let id = u32::from(id);
@@ -49,7 +59,8 @@ fn describe(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
             }
             // Intel: caches, and the number of core IDs in a package, less one.
             (0x4, _) => {
-                let core_ids = (1 << core_bits) - 1;
+                // The field has 6 bits; what has more is told by leaf 0xB.
+                let core_ids = (1u32 << core_bits).min(64) - 1;
                 entry.eax = entry.eax & 0x3FFF | core_ids << 26;
             }
             // The extended topology: level 0 is threads of a core, level 1 cores of a package.

@@ -66,6 +66,10 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         disk_image,
         #[cfg(feature = "stage07")]
         firmware,
+        #[cfg(feature = "stage07")]
+        mp_table,
+        #[cfg(feature = "stage07")]
+        smp,
         #[cfg(feature = "stage08")]
         acpi,
         #[cfg(feature = "stage08")]

@@ -166,7 +166,7 @@ pub const CAPABILITIES: &[Capability] = {
         cap(Cap::Irqchip, "KVM_CAP_IRQCHIP", "in-kernel PIC and APIC", &[5, 6, 7, 8]),
         cap(Cap::Irqfd, "KVM_CAP_IRQFD", "interrupt lines", &[5, 6, 7, 8]),
         cap(Cap::Pit2, "KVM_CAP_PIT2", "in-kernel timer", &[6, 7, 8]),
-        cap(Cap::MpState, "KVM_CAP_MP_STATE", "several vCPUs", &[8]),
+        cap(Cap::MpState, "KVM_CAP_MP_STATE", "several vCPUs", &[7, 8]),
         cap(Cap::Clocksource, "KVM_CAP_CLOCKSOURCE", "the guest's clock", &[8]),
     ]
 };

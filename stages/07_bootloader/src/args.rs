@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use cli::console;
 use common::disk_image::{self, SECTOR};
 use common::ide::{Ata, FileSectors, Sectors};
+use common::smp::MAX_CPUS;
 use common::{file, firmware};
 
 /// Boots a disk: BIOS, boot sector, second stage, and the Rust kernel of stage 06.
@@ -27,7 +28,7 @@ The same image boots a PC, or QEMU:
      qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
                         -device isa-debug-exit,iobase=0xf4
 
-The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a text
+The machine: vCPUs with local APICs, IOAPIC, PICs and timer (PIT) in KVM, a text
 screen at 0xB8000, a serial port at 0x3F8 on line 4, an ATA disk at 0x1F0, CMOS
 at 0x70, POST codes at 0x80, and port 0xF4, which ends it. The BIOS answers int
 10h to 13h, 15h, 16h and 18h to 1Ah; keys come from the serial port.")]
@@ -46,11 +47,16 @@ pub struct Args {
 
     /// Another firmware than our BIOS: an image of 64, 128 or 256 KiB
     #[arg(long, value_name = "FILE")]
-    firmware: Option<PathBuf>,
+    pub firmware: Option<PathBuf>,
 
     /// Where one sees what programs print by the BIOS (int 10h)
     #[arg(long, value_enum, default_value_t = Display::Serial)]
     pub display: Display,
+
+    /// Processors, 1 to 255. All but the first wait until it starts them by INIT and STARTUP
+    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
+    pub cpus: u8,
 
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value = "64M",

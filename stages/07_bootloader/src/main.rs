@@ -22,8 +22,7 @@ use common::layout::TEXT_SCREEN;
 use common::memory::Ram;
 use common::text_screen::{self, TextScreen};
 use common::uart::{self, Uart};
-use common::vcpu::Vcpu;
-use common::{file, ide, kvm, run};
+use common::{cpuid, file, ide, kvm, mp_table, run, smp};
 use vm_memory::Bytes;
 
 fn main() -> ExitCode {
@@ -35,16 +34,18 @@ fn machine(args: Args) -> Result<Ended> {
         file::write(path, &built_in_disk()?).with_context(|| path.display().to_string())?;
         return Ok(Ended::Well);
     }
-    let (drive, rom) = (args.drive()?, args.rom()?);
-
-    // A VM with RAM and ROM, interrupt controllers and timer, and a vCPU. Its registers stay as reset leaves
-    // them: the first instruction comes from 0xFFFFFFF0.
+    let (drive, mut rom) = (args.drive()?, args.rom()?);
     let kvm = kvm::open()?;
+    if args.firmware.is_none() {
+        mp_table::put_into(&mut rom, args.cpus, cpuid::signature(&kvm)?)?;
+    }
+
+    // A VM with RAM and ROM, interrupt controllers and timer, and vCPUs. Their registers stay as reset leaves
+    // them: the first one takes its first instruction from 0xFFFFFFF0, the others wait until it wakes them.
     let vm = firmware::create_vm(&kvm, args.memory, &rom)?;
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
-    let vcpu = Vcpu::new(&vm, 0)?;
-    vcpu.set_supported_cpuid(&kvm)?;
+    let vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
 
     // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disk.
     let (stop, stopped) = run::stop();
@@ -65,7 +66,7 @@ fn machine(args: Args) -> Result<Ended> {
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
-    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
+    let (ending, exits) = run::run(vcpus, ports, Bus::new(), stopped, args.console.timeout)?;
     if args.display == Display::Screen {
         write!(console.screen(), "{}\r\n", screen(&vm.ram())?)?;
     }

@@ -2,6 +2,7 @@
 
 mod bios;
 mod machine;
+mod smp;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -9,8 +9,7 @@ use common::ide::{self, Ata, Control};
 use common::irqfd::{self, Irqfd};
 use common::memory::Ram;
 use common::run::{self, Ending, Stop, Stopped};
-use common::vcpu::Vcpu;
-use common::{firmware, kvm, uart};
+use common::{firmware, kvm, smp, uart};
 
 /// As much memory as a machine really has: the host of a test may have little.
 const MOST: u64 = 64 << 20;
@@ -27,8 +26,7 @@ pub fn run<Serial: Device + 'static>(
     let vm = firmware::create_vm(&kvm, memory.min(MOST), asm::bios::BIOS).unwrap();
     irqfd::create_irqchip(&vm).unwrap();
     irqfd::create_pit(&vm).unwrap();
-    let vcpu = Vcpu::new(&vm, 0).unwrap();
-    vcpu.set_supported_cpuid(&kvm).unwrap();
+    let vcpus = smp::create_vcpus(&kvm, &vm, 1).unwrap();
     let ram = vm.ram();
     let serial = prepare(&ram, Irqfd::new(&vm, uart::COM1_IRQ).unwrap());
 
@@ -42,5 +40,5 @@ pub fn run<Serial: Device + 'static>(
     ports.insert("serial", bus::ports(uart::COM1, uart::PORTS), serial).unwrap();
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop))).unwrap();
     let limit = Some(Duration::from_secs(60));
-    (ram, run::run(vec![vcpu], ports, Bus::new(), stopped, limit).map(|(ending, _)| ending))
+    (ram, run::run(vcpus, ports, Bus::new(), stopped, limit).map(|(ending, _)| ending))
 }
