@@ -2,7 +2,8 @@
 //!
 //! The PC AT's firmware kept its settings and the clock there. It is also how firmware learns from the machine
 //! how much memory there is: the registers are the ones that Bochs and QEMU fill, too. The clock (Motorola
-//! MC146818 data sheet) shows the host's time in UTC.
+//! MC146818 data sheet) shows the host's time in UTC until the guest sets it. What is written lasts as long as
+//! the machine.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,33 +24,128 @@ const MIB: u64 = 1 << 20;
 /// Bit 7 of the register's number is not part of it: it masks NMIs.
 const NUMBER: u8 = 0x7F;
 
-/// The clock's register `number` at a time in seconds since 1970, in BCD. `None` if it is none of the clock's.
-fn clock(number: u8, time: u64) -> Option<u8> {
-    let bcd = |value: u64| Some((value / 10 % 10 * 16 + value % 10) as u8);
-    let (days, seconds) = (time / 86400, time % 86400);
-    match number {
-        0x00 => bcd(seconds % 60),
-        0x02 => bcd(seconds / 60 % 60),
-        0x04 => bcd(seconds / 3600),
+/// The clock's registers that count, by number; what is between them is the alarm's.
+const COUNTERS: [u8; 8] = [0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, 0x32];
+const STATUS_A: u8 = 0x0A;
+const STATUS_B: u8 = 0x0B;
+const STATUS_C: u8 = 0x0C;
+const STATUS_D: u8 = 0x0D;
+
+/// In status A, and read-only: an update is in progress. Here it never is.
+const UPDATE_IN_PROGRESS: u8 = 1 << 7;
+/// Status A after reset: a crystal of 32.768 kHz.
+const CRYSTAL: u8 = 0x26;
+/// In status B: the counters stand, so that all of them can be set.
+const SET: u8 = 1 << 7;
+/// In status B: the counters are binary. Else they are in BCD.
+const BINARY: u8 = 1 << 2;
+/// In status B: hours go to 23. Else they go from 1 to 12, with [`PM`].
+const HOURS_24: u8 = 1 << 1;
+/// In the hours from 1 to 12: after noon.
+const PM: u8 = 1 << 7;
+/// In status D: the battery is good.
+const BATTERY: u8 = 1 << 7;
+
+/// The clock: how it differs from the host's, and how the guest wants to see it.
+struct Clock {
+    /// By how many seconds it is ahead of the host's.
+    ahead: i64,
+    /// The counters while they stand.
+    held: Option<[u8; 8]>,
+    status_b: u8,
+}
+
+impl Clock {
+    /// The counters, `now` seconds after 1970 by the host's clock.
+    fn counters(&self, now: i64) -> [u8; 8] {
+        if let Some(held) = self.held {
+            return held;
+        }
+        let time = now.saturating_add(self.ahead);
+        let (days, seconds) = (time.div_euclid(86400), time.rem_euclid(86400));
+        let (year, month, day) = date(days);
+        let hour = seconds / 3600;
+        let (hour, pm) = match self.status_b & HOURS_24 {
+            0 => ((hour + 11) % 12 + 1, if hour < 12 { 0 } else { PM }),
+            _ => (hour, 0),
+        };
         // 1970 began on a Thursday, a week on Sunday.
-        0x06 => bcd((days + 4) % 7 + 1),
-        0x07 => bcd(date(days).2),
-        0x08 => bcd(date(days).1),
-        0x09 => bcd(date(days).0 % 100),
-        0x32 => bcd(date(days).0 / 100),
-        // Status A: 32.768 kHz, and no update in progress. B: 24 hours. D: the battery is good.
-        0x0A => Some(0x26),
-        0x0B => Some(0x02),
-        0x0D => Some(0x80),
-        _ => None,
+        let weekday = (days + 4).rem_euclid(7) + 1;
+        let (century, year) = (year.div_euclid(100), year.rem_euclid(100));
+        let values = [seconds % 60, seconds / 60 % 60, hour, weekday, day, month, year, century];
+        let mut counters = values.map(|value| match self.status_b & BINARY {
+            0 => (value / 10 % 10 * 16 + value % 10) as u8,
+            _ => value as u8,
+        });
+        counters[2] |= pm;
+        counters
+    }
+
+    /// The time in seconds that `counters` say, unless they make no sense. The day of the week follows from the date
+    /// and is not looked at.
+    fn time(&self, mut counters: [u8; 8]) -> Option<i64> {
+        let pm = counters[2] & PM != 0;
+        if self.status_b & HOURS_24 == 0 {
+            counters[2] &= !PM;
+        }
+        let values = counters.map(|counter| match (self.status_b & BINARY, counter) {
+            (0, digits) if digits & 0xF > 9 => i64::MAX,
+            (0, digits) => i64::from(digits >> 4) * 10 + i64::from(digits & 0xF),
+            (_, value) => i64::from(value),
+        });
+        let [second, minute, hour, _, day, month, year, century] = values;
+        let (first, last) = if self.status_b & HOURS_24 == 0 { (1, 12) } else { (0, 23) };
+        let ranges = [(second, 0, 59), (minute, 0, 59), (hour, first, last)];
+        let dates = [(day, 1, 31), (month, 1, 12), (year, 0, 99), (century, 0, 99)];
+        let sense = |&(value, first, last): &(i64, i64, i64)| (first..=last).contains(&value);
+        if !ranges.iter().chain(&dates).all(sense) {
+            return None;
+        }
+        let hour = match first {
+            0 => hour,
+            _ => hour % 12 + if pm { 12 } else { 0 },
+        };
+        let days = days(century * 100 + year, month, day);
+        Some(days * 86400 + hour * 3600 + minute * 60 + second)
+    }
+
+    /// Goes on from `counters`; on from where it is, if they make no sense.
+    fn go_on(&mut self, counters: [u8; 8], now: i64) {
+        if let Some(time) = self.time(counters) {
+            self.ahead = time - now;
+        }
+    }
+
+    /// Sets counter number `at` of [`COUNTERS`].
+    fn set_counter(&mut self, at: usize, value: u8, now: i64) {
+        let mut counters = self.counters(now);
+        counters[at] = value;
+        match self.held {
+            Some(_) => self.held = Some(counters),
+            None => self.go_on(counters, now),
+        }
+    }
+
+    /// Sets status B: counters that have stood go on, as that says how they are to be read.
+    fn set_status_b(&mut self, value: u8, now: i64) {
+        let counters = self.counters(now);
+        self.status_b = value;
+        if value & SET != 0 {
+            self.held = Some(counters);
+        } else if let Some(held) = self.held.take() {
+            self.go_on(held, now);
+        }
     }
 }
 
-/// Year, month and day, `days` after the first of January 1970. Years are counted from March here, so that the
-/// leap day is their last; the calendar repeats itself every 400 years, which have 146097 days.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468; // since the first of March of the year 0
-    let (era, day) = (days / 146_097, days % 146_097);
+/// Years are counted from March here, so that the leap day is their last; the calendar repeats itself every 400
+/// years, which have 146097 days. The first of March of the year 0 was this long before 1970.
+const MARCH_0: i64 = 719_468;
+
+/// Year, month and day, `days` after the first of January 1970.
+fn date(days: i64) -> (i64, i64, i64) {
+    let days = days + MARCH_0;
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day + 2) / 153; // five months have 153 days
@@ -58,10 +154,18 @@ fn date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year + next, month, day)
 }
 
-/// The CMOS. It is read-only: writes to registers are lost, as with an empty battery.
+/// The other way round. A day that the month doesn't have is one of the next month.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    year * 365 + leap_days + (153 * month + 2) / 5 + day - 1 - MARCH_0
+}
+
+/// The CMOS. A guest may write all of it but the clock's status registers C and D.
 pub struct Cmos {
     registers: [u8; 128],
     selected: u8,
+    clock: Clock,
 }
 
 impl Cmos {
@@ -72,6 +176,9 @@ impl Cmos {
         let above_hole = memory.saturating_sub(MMIO_HOLE.0).min(u64::MAX - MMIO_HOLE_END.0);
         let mut put =
             |at: usize, bytes: &[u8]| registers[at..at + bytes.len()].copy_from_slice(bytes);
+        put(STATUS_A.into(), &[CRYSTAL]);
+        // Nothing interrupts: no bit of status C is ever set.
+        put(STATUS_D.into(), &[BATTERY]);
         // Below 640 KiB, in KiB.
         let base = (memory >> 10).min(640) as u16;
         put(0x15, &base.to_le_bytes());
@@ -85,7 +192,8 @@ impl Cmos {
         // From 4 GiB on, in units of 64 KiB: 24 bits.
         let above = (above_hole >> 16).min(0xFF_FFFF) as u32;
         put(0x5B, &above.to_le_bytes()[..3]);
-        Self { registers, selected: 0 }
+        let clock = Clock { ahead: 0, held: None, status_b: HOURS_24 };
+        Self { registers, selected: 0, clock }
     }
 
     /// The same with a setting for the BIOS in `asm/bios`: what programs print on the screen by its calls goes to
@@ -94,20 +202,49 @@ impl Cmos {
         self.registers[CONSOLE] = on.into();
         self
     }
+
+    /// Register `number`, `now` seconds after 1970.
+    fn get(&self, number: u8, now: i64) -> u8 {
+        match counter(number) {
+            Some(at) => self.clock.counters(now)[at],
+            None if number == STATUS_B => self.clock.status_b,
+            None => self.registers[usize::from(number)],
+        }
+    }
+
+    fn set(&mut self, number: u8, value: u8, now: i64) {
+        match (counter(number), number) {
+            (Some(at), _) => self.clock.set_counter(at, value, now),
+            (_, STATUS_B) => self.clock.set_status_b(value, now),
+            (_, STATUS_C | STATUS_D) => {}
+            (_, STATUS_A) => self.registers[usize::from(number)] = value & !UPDATE_IN_PROGRESS,
+            _ => self.registers[usize::from(number)] = value,
+        }
+    }
+}
+
+/// Where register `number` stands in [`COUNTERS`], if it is one of them.
+fn counter(number: u8) -> Option<usize> {
+    COUNTERS.iter().position(|counter| *counter == number)
+}
+
+/// The host's time in seconds since 1970.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs() as i64
 }
 
 impl Device for Cmos {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if offset == 1 {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let clock = clock(self.selected, now.as_secs());
-            data[0] = clock.unwrap_or(self.registers[usize::from(self.selected)]);
+            data[0] = self.get(self.selected, now());
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if offset == 0 {
-            self.selected = data[0] & NUMBER;
+        match offset {
+            0 => self.selected = data[0] & NUMBER,
+            _ => self.set(self.selected, data[0], now()),
         }
     }
 }
@@ -127,6 +264,14 @@ mod tests {
         read(cmos, register) | read(cmos, register + 1) << 8
     }
 
+    /// The clock's registers at `now`, as they are for a person: 2024-02-29 23:59:58, a Thursday (5).
+    fn told(cmos: &Cmos, now: i64) -> [u8; 8] {
+        [0x32, 0x09, 0x08, 0x07, 0x04, 0x02, 0x00, 0x06].map(|number| cmos.get(number, now))
+    }
+
+    /// Thursday, 2024-02-29 23:59:58, from `date -u -d`.
+    const LEAP: i64 = 1_709_251_198;
+
     #[test]
     fn the_clock_knows_its_calendar() {
         // From `date -u -d @SECONDS`.
@@ -136,14 +281,90 @@ mod tests {
             (951_868_800, (2000, 3, 1)),
             (1_735_603_200, (2024, 12, 31)),
             (4_107_542_400, (2100, 3, 1)),
+            (-2_203_891_200, (1900, 3, 1)),
         ] {
             assert_eq!(date(time / 86400), expected);
+            let (year, month, day) = expected;
+            assert_eq!(days(year, month, day), time / 86400);
         }
-        // Thursday, 2024-02-29 23:59:58.
-        let at = |register| clock(register, 1_709_251_198).unwrap();
-        assert_eq!([0x04, 0x02, 0x00].map(at), [0x23, 0x59, 0x58]);
-        assert_eq!([0x32, 0x09, 0x08, 0x07, 0x06].map(at), [0x20, 0x24, 0x02, 0x29, 0x05]);
-        assert_eq!(clock(0x0F, 0), None);
+        for day in -800_000..2_300_000 {
+            let (year, month, of_month) = date(day);
+            assert_eq!(days(year, month, of_month), day);
+        }
+        let cmos = Cmos::new(MIB);
+        assert_eq!(told(&cmos, LEAP), [0x20, 0x24, 0x02, 0x29, 0x23, 0x59, 0x58, 5]);
+        assert_eq!(told(&cmos, LEAP + 2), [0x20, 0x24, 0x03, 0x01, 0, 0, 0, 6]);
+    }
+
+    #[test]
+    fn the_clock_counts_as_status_b_says() {
+        let mut cmos = Cmos::new(MIB);
+        cmos.set(STATUS_B, HOURS_24 | BINARY, LEAP);
+        assert_eq!(told(&cmos, LEAP), [20, 24, 2, 29, 23, 59, 58, 5]);
+        for (mode, hours) in [(0, [0x12, 0x01, 0x92, 0x91]), (BINARY, [12, 1, 0x8C, 0x8B])] {
+            cmos.set(STATUS_B, mode, LEAP);
+            for (hour, counter) in [0, 1, 12, 23].into_iter().zip(hours) {
+                let time = 86400 * 365 + hour * 3600;
+                assert_eq!(cmos.get(0x04, time), counter, "{hour} in mode {mode}");
+                // And the other way round.
+                cmos.set(0x04, counter, time);
+                assert_eq!(cmos.clock.ahead, 0, "{hour} in mode {mode}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_clock_goes_on_from_where_it_is_set() {
+        let mut cmos = Cmos::new(MIB);
+        // It stands while it is set, at a date that is none in between (the 31st of February).
+        cmos.set(STATUS_B, SET | HOURS_24, LEAP);
+        for (number, value) in
+            [(0x07, 0x31), (0x08, 0x12), (0x09, 0x99), (0x32, 0x19), (0x00, 0x59), (0x06, 0x07)]
+        {
+            cmos.set(number, value, LEAP + 1);
+        }
+        assert_eq!(told(&cmos, LEAP + 9), [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59, 0x07]);
+        cmos.set(STATUS_B, HOURS_24, LEAP + 10);
+        // The last second of the century was a Friday's.
+        assert_eq!(told(&cmos, LEAP + 10), [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59, 6]);
+        assert_eq!(told(&cmos, LEAP + 11), [0x20, 0x00, 0x01, 0x01, 0, 0, 0, 7]);
+        // One counter alone, while it goes.
+        cmos.set(0x04, 0x15, LEAP + 11);
+        assert_eq!(told(&cmos, LEAP + 12), [0x20, 0x00, 0x01, 0x01, 0x15, 0, 1, 7]);
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_not_set() {
+        let mut cmos = Cmos::new(MIB);
+        for (number, value) in
+            [(0x00, 0x60), (0x02, 0x0A), (0x04, 0x24), (0x04, 0x81), (0x07, 0), (0x08, 0x13)]
+        {
+            cmos.set(number, value, LEAP);
+            assert_eq!(cmos.clock.ahead, 0, "{number:#x} = {value:#x}");
+        }
+        cmos.set(STATUS_B, 0, LEAP);
+        for hour in [0, 0x13, 0x80, 0x93] {
+            cmos.set(0x04, hour, LEAP);
+            assert_eq!(cmos.clock.ahead, 0, "hour {hour:#x} of 12");
+        }
+    }
+
+    #[test]
+    fn all_but_two_registers_keep_what_is_written() {
+        let mut cmos = Cmos::new(64 * MIB);
+        let kept = |number: &u8| counter(*number).is_none() && !(0x0A..=0x0D).contains(number);
+        for number in (0..128).filter(kept) {
+            cmos.write(0, &[number]);
+            cmos.write(1, &[number ^ 0xA5]);
+        }
+        for number in (0..128).filter(kept) {
+            assert_eq!(read(&mut cmos, number), u64::from(number ^ 0xA5));
+        }
+        for (number, value) in [(0x0A, 0x7F), (0x0C, 0), (0x0D, 0x80)] {
+            cmos.write(0, &[number]);
+            cmos.write(1, &[0xFF]);
+            assert_eq!(read(&mut cmos, number), value, "{number:#x}");
+        }
     }
 
     #[test]

@@ -479,6 +479,31 @@ fn int_1a_reads_the_clock_and_the_ticks_begin_with_it() {
 }
 
 #[test]
+fn int_1a_sets_the_clock() {
+    let date =
+        |century_year, month_day| Call { ecx: century_year, edx: month_day, ..Call::default() };
+    let calls = [
+        Call { number: 0x1A, eax: 0x0500, ..date(0x1999, 0x1231) },
+        Call { ecx: 0x2358, edx: 0x3400, ..call(0x1A, 0x0300) },
+        call(0x1A, 0x0400),
+        call(0x1A, 0x0200),
+        // An hour that is none: the clock goes on as it was.
+        Call { ecx: 0x2500, ..call(0x1A, 0x0300) },
+        call(0x1A, 0x0400),
+        Call { number: 0x1A, eax: 0x0500, ..date(0x2024, 0x0229) },
+        call(0x1A, 0x0400),
+    ];
+    let done = Machine::default().make(b"", &calls);
+    let c = &done.calls;
+    assert!(c.iter().all(|call| !call.carry()), "{c:x?}");
+    assert_eq!((c[2].ecx, c[2].edx), (0x1999, 0x1231));
+    assert_eq!(c[3].ecx, 0x2358);
+    assert!((0x3400..=0x5900).contains(&c[3].edx), "{:x}", c[3].edx);
+    assert_eq!((c[5].ecx, c[5].edx), (0x1999, 0x1231));
+    assert_eq!((c[7].ecx, c[7].edx), (0x2024, 0x0229));
+}
+
+#[test]
 fn int_16_takes_what_is_typed() {
     let keys = b"aZ1 \r\n\x7f\x1b\x04\xE4";
     let mut calls = vec![call(0x16, 0x0200)];
