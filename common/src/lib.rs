@@ -8,8 +8,8 @@
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
-//! | 07 | [`firmware`], [`disk_image`], [`ide`], [`cmos`], [`cpuid`], [`smp`], [`mp_table`] |
-//! | 08 | [`linux`], [`acpi`], [`i8042`], [`msr`], [`panic_watch`] |
+//! | 07 | [`firmware`], [`disk_image`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`cpuid`], [`smp`], [`mp_table`] |
+//! | 08 | [`linux`], [`acpi`], [`msr`], [`panic_watch`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -98,7 +98,11 @@ pub mod disk_image;
 #[cfg(feature = "stage07")]
 pub mod firmware;
 #[cfg(feature = "stage07")]
+pub mod i8042;
+#[cfg(feature = "stage07")]
 pub mod ide;
+#[cfg(feature = "stage07")]
+pub mod keyboard;
 #[cfg(feature = "stage07")]
 pub mod mp_table;
 #[cfg(feature = "stage07")]
@@ -106,8 +110,6 @@ pub mod smp;
 
 #[cfg(feature = "stage08")]
 pub mod acpi;
-#[cfg(feature = "stage08")]
-pub mod i8042;
 #[cfg(feature = "stage08")]
 pub mod linux;
 #[cfg(feature = "stage08")]

@@ -17,6 +17,7 @@ use common::bus::{self, Bus, Device, shared};
 use common::cmos::{self, Cmos};
 use common::firmware::{self, POST_PORT, PostCode};
 use common::hypercall::{self, DebugExit};
+use common::i8042::{self, I8042, SystemControl};
 use common::irqfd::{self, Irqfd};
 use common::layout::TEXT_SCREEN;
 use common::memory::Ram;
@@ -57,7 +58,11 @@ fn machine(args: Args) -> Result<Ended> {
     ports.insert("POST code", bus::ports(POST_PORT, 1), shared(post.clone()))?;
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos))?;
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
-    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop)))?;
+    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop.clone())))?;
+    let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop));
+    let control = shared(SystemControl(i8042.clone()));
+    ports.insert("port 92", bus::ports(i8042::SYSTEM_CONTROL_PORT, 1), control)?;
+    ports.insert("keyboard controller", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
     if let Some(drive) = drive {
         let (ata, control) = (shared(drive), bus::ports(ide::CONTROL_PORT, 1));
         ports.insert("disk control", control, shared(ide::Control(ata.clone())))?;

@@ -108,7 +108,7 @@ fn boot(args: Args) -> Result<Ended> {
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, screen));
     let mut ports = Bus::new();
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
-    let i8042 = shared(I8042::new(stop.clone()));
+    let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop.clone()));
     ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
     let pm1 = shared(acpi::Pm1::new(stop));
     ports.insert("ACPI PM1", bus::ports(acpi::PM1_PORT, acpi::PM1_PORTS), pm1)?;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use cli::cache;
 use common::bus::{Bus, shared};
 use common::error::{Blame, Blamed};
-use common::i8042::I8042;
+use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
 use common::layout::{MMIO_HOLE_END, ram_ranges};
 use common::memory::{Ram, SlotFlags, Vm};
@@ -227,7 +227,8 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     let uart = shared(Uart::new(line, printed.clone()));
     let mut ports = Bus::new();
     ports.insert("serial port", 0x3F8..0x400, uart.clone()).unwrap();
-    ports.insert("i8042", 0x60..0x65, shared(I8042::new(stop))).unwrap();
+    let i8042 = I8042::new(Irqfd::new(&vm, i8042::IRQ).unwrap(), stop);
+    ports.insert("i8042", 0x60..0x65, shared(i8042)).unwrap();
     thread::spawn(move || {
         uart::type_in(&uart, b"free -m\ndmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n")
     });

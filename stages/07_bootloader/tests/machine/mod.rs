@@ -5,6 +5,7 @@ use std::time::Duration;
 use common::bus::{self, Bus, Device, Shared, shared};
 use common::cmos::{self, Cmos};
 use common::hypercall::{self, DebugExit};
+use common::i8042::{self, I8042, SystemControl};
 use common::ide::{self, Ata, Control};
 use common::irqfd::{self, Irqfd};
 use common::memory::Ram;
@@ -38,7 +39,11 @@ pub fn run<Serial: Device + 'static>(
     ports.insert("control", bus::ports(ide::CONTROL_PORT, 1), control).unwrap();
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos)).unwrap();
     ports.insert("serial", bus::ports(uart::COM1, uart::PORTS), serial).unwrap();
-    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop))).unwrap();
+    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop.clone()))).unwrap();
+    let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ).unwrap(), stop));
+    let control = shared(SystemControl(i8042.clone()));
+    ports.insert("port 92", bus::ports(i8042::SYSTEM_CONTROL_PORT, 1), control).unwrap();
+    ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042).unwrap();
     let limit = Some(Duration::from_secs(60));
     (ram, run::run(vcpus, ports, Bus::new(), stopped, limit).map(|(ending, _)| ending))
 }
