@@ -23,6 +23,21 @@ pub fn default_initrd() -> PathBuf {
     dir().join("guest/initramfs.cpio")
 }
 
+/// Where set-up puts GRUB's tools and files: `grub-mkimage` with its libraries, and `i386-pc`.
+pub fn grub() -> PathBuf {
+    dir().join("grub")
+}
+
+/// GRUB's rescue floppy, which a milestone of stage 07 starts.
+pub fn grub_floppy() -> PathBuf {
+    grub().join("grub-rescue-floppy.img")
+}
+
+/// The disk with GRUB and Linux which another one boots: `cargo xtask grub-image` makes the same.
+pub fn grub_disk() -> PathBuf {
+    dir().join("guest/grub.img")
+}
+
 /// Where set-up unpacks the lab's kernel: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`, as on an
 /// installed system.
 pub fn lab_kernel() -> PathBuf {

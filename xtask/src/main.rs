@@ -2,6 +2,8 @@
 
 mod bench;
 mod demo;
+mod disk;
+mod grub;
 mod initramfs;
 mod packages;
 mod progress;
@@ -59,6 +61,11 @@ Try: cargo xtask bench exits             one port and one MMIO exit
 
 bench/README.md says what each row means and how it is measured.")]
     Bench(bench::Args),
+    /// Write a disk image from which GRUB boots stage 08's Linux, for stage 07
+    #[command(after_help = "\
+Try: cargo xtask grub-image grub.img
+     cargo run --bin 07_bootloader -- --disk grub.img")]
+    GrubImage(grub::Args),
     /// Open a shell in the lab, or run one command in it
     ///
     /// The lab is an emulated machine with a complete /dev/kvm, for hosts that have none. It sees this
@@ -88,6 +95,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::GrubImage(args) => grub::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lab { command } => lab::shell(&command),
     };
     done.unwrap_or_else(|error| {

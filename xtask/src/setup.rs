@@ -13,7 +13,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::packages::{self, TOOLS, Tool};
 use crate::progress::{Step, step};
-use crate::{initramfs, workspace};
+use crate::{grub, initramfs, workspace};
 
 /// The kernel of the lab by the name that stays the same over its versions, as Debian and as Ubuntu
 /// call it: a generic one, which has KVM and 9p.
@@ -24,6 +24,13 @@ const GUEST_KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtua
 
 /// The package whose busybox needs no libraries, so that it can be all of a guest's user space.
 const BUSYBOX: &str = "busybox-static";
+
+/// GRUB for PCs with a BIOS, from which stage 07 boots Linux: its tools, its modules, and a library that a small system
+/// lacks.
+const GRUB: [&str; 3] = ["grub-common", "grub-pc-bin", "libdevmapper1.02.1"];
+
+/// A floppy with GRUB, for those who need to rescue a system.
+const GRUB_RESCUE: &str = "grub-rescue-pc";
 
 /// The drivers of a kernel package that are kept; the others are most of its size and are for
 /// hardware that the lab does not have.
@@ -54,6 +61,7 @@ struct Missing {
     lab_kernel: bool,
     guest_kernel: bool,
     busybox: bool,
+    grub: bool,
     lab: bool,
 }
 
@@ -66,14 +74,16 @@ impl Missing {
             lab_kernel,
             guest_kernel: !cache::default_kernel().exists(),
             busybox: !busybox_path().exists(),
+            // Elsewhere the system's own tools serve, if it has them: nothing needs them but one stage.
+            grub: packages::has_apt() && !cache::grub().exists(),
             lab: !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready()),
             tools,
         }
     }
 
     fn is_nothing(&self) -> bool {
-        let Self { tools, lab_kernel, guest_kernel, busybox, lab } = self;
-        tools.is_empty() && !(*lab_kernel || *guest_kernel || *busybox || *lab)
+        let Self { tools, lab_kernel, guest_kernel, busybox, grub, lab } = self;
+        tools.is_empty() && !(*lab_kernel || *guest_kernel || *busybox || *grub || *lab)
     }
 
     /// A line for each thing that is to be done about it.
@@ -92,6 +102,9 @@ impl Missing {
         if self.busybox {
             plan.push(format!("{from} busybox, the user space that it boots to"));
         }
+        if self.grub {
+            plan.push("fetch GRUB, which boots Linux from a disk".to_owned());
+        }
         if self.lab {
             plan.push(
                 "make the lab: start its emulated machine once and save its state".to_owned(),
@@ -105,7 +118,7 @@ impl Missing {
 pub fn run(args: &Args) -> Result<Done> {
     let apt = packages::has_apt();
     if Missing::look(args).is_nothing() {
-        write_initramfs()?;
+        write_guests()?;
         return Ok(Done::InPlace);
     }
     fs::create_dir_all(cache::dir()).with_context(|| {
@@ -162,9 +175,10 @@ fn bring(missing: &Missing, apt: bool) -> Result<Done> {
     if missing.busybox {
         part("Fetching busybox", &mut |_| bring_busybox(apt))?;
     }
-    if busybox_path().exists() {
-        write_initramfs()?;
+    if missing.grub {
+        part("Fetching GRUB", &mut |_| bring_grub())?;
     }
+    write_guests()?;
     if missing.lab {
         part("Making the lab", &mut |step| lab::setup(&mut |what| step.note(what)))?;
     }
@@ -319,6 +333,41 @@ fn bring_busybox(apt: bool) -> Result<()> {
     place(&binary, &busybox_path())
 }
 
+fn bring_grub() -> Result<()> {
+    if !GRUB.iter().all(|package| packages::is_known(package)) {
+        packages::ready_for_root()?;
+        packages::apt_update_if_unknown(&GRUB, &log())?;
+    }
+    let mut wanted: Vec<_> = GRUB.map(str::to_owned).into();
+    wanted.extend(packages::is_known(GRUB_RESCUE).then(|| GRUB_RESCUE.to_owned()));
+    unpack(&wanted, |dir| {
+        let kept = unfinished_folder()?;
+        let keep = |path: &str| fs::rename(dir.join(path), kept.path().join(file_name(path)));
+        keep("usr/bin/grub-mkimage").context("grub-common has no grub-mkimage")?;
+        keep("usr/lib/grub/i386-pc").context("grub-pc-bin has no i386-pc")?;
+        // Debian 13 has moved the libraries from /lib to /usr/lib.
+        let library = "lib/x86_64-linux-gnu/libdevmapper.so.1.02.1";
+        keep(library).or_else(|_| keep(&format!("usr/{library}"))).context("no libdevmapper")?;
+        keep("usr/lib/grub-rescue/grub-rescue-floppy.img").or_else(ignore_missing)?;
+        publish(kept.path(), &cache::grub())
+    })
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Writes what is made of what was fetched, as far as that is there: the initramfs, and the disk with GRUB.
+fn write_guests() -> Result<()> {
+    if busybox_path().exists() {
+        write_initramfs()?;
+    }
+    if cache::default_kernel().exists() && cache::default_initrd().exists() {
+        grub::refresh()?;
+    }
+    Ok(())
+}
+
 /// Writes the initramfs again where it is not what the init script and busybox make now.
 fn write_initramfs() -> Result<()> {
     let bytes = initramfs::build(&busybox_path(), &workspace::root().join("guests/linux/init"))?;
@@ -326,9 +375,14 @@ fn write_initramfs() -> Result<()> {
     if fs::read(&to).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
+    write_whole(&to, &bytes)
+}
+
+/// Writes a file of the cache, whole or not at all.
+pub fn write_whole(to: &Path, bytes: &[u8]) -> Result<()> {
     let file = unfinished_file()?;
     fs::write(file.path(), bytes)?;
-    persist(file, &to)
+    persist(file, to)
 }
 
 /// Copies a file to where it is kept, whole or not at all.
