@@ -18,7 +18,10 @@ BIOS        equ 0xF000          ; our segment
 %include "irq.inc"              ; the interrupt controllers, the timer; exceptions
 %include "int10.inc"            ; the screen, and its copy on the serial port
 %include "int11.inc"            ; what there is (and int 12h: memory below 640 KiB)
-%include "int13.inc"            ; disks
+%include "drives.inc"           ; which drives there are
+%include "transfer.inc"         ; sectors to and from them
+%include "int13.inc"            ; disks: by cylinders, heads and sectors,
+%include "int13_extended.inc"   ; and by linear addresses
 %include "int15.inc"            ; the memory map and other services of the AT
 %include "int16.inc"            ; the keyboard
 %include "int19.inc"            ; boot (and int 18h: nothing to boot)

@@ -324,9 +324,9 @@ fn int_13_describes_the_disk() {
         Call { edx: 0x81, ..call(0x13, 0x1500) },
         Call { edx: 0x80, ebx: 0x1234, ..call(0x13, 0x4100) },
     ];
-    // Cylinders, heads: of 16 heads as long as their number has 10 bits, then of 255.
+    // Cylinders, heads: of 16 heads as long as the cylinders' number has 10 bits, then of twice as many.
     for (count, cylinders, heads) in
-        [(300usize, 1u32, 16u32), (16 * 63 * 5 + 1, 6, 16), (16 * 63 * 1024 + 1, 65, 255)]
+        [(300usize, 1u32, 16u32), (16 * 63 * 5 + 1, 6, 16), (16 * 63 * 1024 + 1, 513, 32)]
     {
         let done = disk(count).make(&[26, 0], &calls);
         let c = &done.calls;
@@ -335,10 +335,10 @@ fn int_13_describes_the_disk() {
         assert_eq!(c[0].ecx, low(last) << 8 | last >> 8 << 6 | 63);
         assert_eq!(c[0].edx, (heads - 1) << 8 | 1);
         assert_eq!((c[1].ah(), c[1].ecx << 16 | c[1].edx), (3, count as u32));
-        assert_eq!((c[2].ax(), c[2].ebx, c[2].ecx), (0x2100, 0xAA55, 1));
+        assert_eq!((c[2].ax(), c[2].ebx, c[2].ecx), (0x3000, 0xAA55, 5));
         let told = done.bytes(DATA, 26);
         let word = |at: usize| u32::from_le_bytes(told[at..at + 4].try_into().unwrap());
-        assert_eq!((word(0), word(4), word(8), word(12)), (2 << 16 | 26, cylinders, heads, 63));
+        assert_eq!((word(0), word(4), word(8), word(12)), (3 << 16 | 26, cylinders, heads, 63));
         assert_eq!((word(16) as usize, word(20), told[24..].to_vec()), (count, 0, vec![0, 2]));
         assert!(c[4].carry() && c[4].ah() == 1, "a buffer without room");
         assert!(!c[5].carry() && c[5].ah() == 0, "no such drive");
