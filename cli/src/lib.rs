@@ -9,6 +9,8 @@ pub mod console;
 #[cfg(feature = "stage05")]
 pub mod screen;
 pub mod size;
+#[cfg(feature = "stage06")]
+pub mod trace;
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
@@ -86,6 +88,10 @@ fn command<Args: Parser>() -> Command {
     if has("exit_when") {
         help = help + "\n\n" + console::HELP;
     }
+    #[cfg(feature = "stage06")]
+    if has("trace") {
+        help = help + "\n\n" + trace::HELP;
+    }
     help = help + "\n\n" + EXIT_CODES + if has("timeout") { TIMEOUT_CODE } else { "" } + ".";
     command.after_help(help)
 }
@@ -123,13 +129,29 @@ pub fn print(text: Arguments<'_>) {
 
 /// Prints on stderr, as [`eprintln!`](crate::eprintln) does.
 pub fn eprint(text: Arguments<'_>) {
+    // There is nobody to tell.
+    let _ = try_eprint(text);
+}
+
+/// The same, for who has more to print and wants to know whether it makes sense.
+pub(crate) fn try_eprint(text: Arguments<'_>) -> io::Result<()> {
     // A pipe that nobody empties would hold us for ever, after --timeout as well.
     let stderr = io::stderr();
     let mut writable = [PollFd::new(&stderr, PollFlags::OUT)];
     let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    if poll(&mut writable, Some(&patience)) != Ok(0) {
-        // There is nobody to tell.
-        let _ = anstream::stderr().write_fmt(text);
+    match poll(&mut writable, Some(&patience)) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        _ => {
+            // In one piece, for the guest's output may go to the same place.
+            let text = text.to_string();
+            match anstream::AutoStream::choice(&stderr) {
+                anstream::ColorChoice::Never => {
+                    let plain = anstream::adapter::strip_str(&text).to_string();
+                    stderr.lock().write_all(plain.as_bytes())
+                }
+                _ => stderr.lock().write_all(text.as_bytes()),
+            }
+        }
     }
 }
 

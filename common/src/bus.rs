@@ -109,6 +109,17 @@ impl Bus {
         Ok(())
     }
 
+    /// The devices' names, each once, in the order of their addresses.
+    pub fn names(&self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        for entry in &self.entries {
+            if !names.contains(&entry.name) {
+                names.push(entry.name);
+            }
+        }
+        names
+    }
+
     /// One read of `data.len()` bytes. What no device answers reads as ones. Returns the name of the
     /// device, if there is one.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> Option<&'static str> {

@@ -42,20 +42,20 @@ pub fn decode(code: &[u8], bits: u32, rip: u64) -> Instruction {
 
 /// The instruction that `vcpu`, standing at `registers`, executes next; none if no RAM is there.
 pub fn next(vcpu: &Vcpu, registers: &Registers) -> Option<Instruction> {
-    let code = fetch(vcpu, registers.linear_rip());
+    let code = fetch(vcpu, registers.linear_rip(), MAX_LEN);
     (!code.is_empty()).then(|| decode(&code, registers.code_bits(), registers.regs.rip))
 }
 
-/// Up to [`MAX_LEN`] bytes from a linear address on: fewer where a page is not mapped or not RAM.
-fn fetch(vcpu: &Vcpu, linear: u64) -> Vec<u8> {
+/// `len` bytes from a linear address on, [`MAX_LEN`] at most: fewer where a page is not mapped or not RAM.
+pub(crate) fn fetch(vcpu: &Vcpu, linear: u64, len: usize) -> Vec<u8> {
     let ram = vcpu.vm().ram();
-    let mut code = Vec::with_capacity(MAX_LEN);
-    while code.len() < MAX_LEN {
+    let mut code = Vec::with_capacity(len);
+    while code.len() < len {
         let at = linear.wrapping_add(code.len() as u64);
         let Some(physical) = vcpu.translate(at) else { break };
         let left_in_page = (PAGE_SIZE - at % PAGE_SIZE) as usize;
         let mut part = [0; MAX_LEN];
-        let part = &mut part[..left_in_page.min(MAX_LEN - code.len())];
+        let part = &mut part[..left_in_page.min(len - code.len())];
         if ram.read_slice(part, GuestAddress(physical.0)).is_err() {
             break;
         }

@@ -62,6 +62,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         long_mode,
         #[cfg(feature = "stage06")]
         run,
+        #[cfg(feature = "stage06")]
+        trace,
         #[cfg(feature = "stage07")]
         disk_image,
         #[cfg(feature = "stage07")]

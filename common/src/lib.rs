@@ -7,7 +7,7 @@
 //! | 03 | [`deadline`], [`disasm`], [`regs`], [`step`], [`vcpu`] |
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
-//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
+//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`trace`] |
 //! | 07 | [`firmware`], [`disk_image`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`cpuid`], [`smp`], [`mp_table`] |
 //! | 08 | [`linux`], [`acpi`], [`msr`], [`panic_watch`] |
 //!
@@ -86,6 +86,8 @@ pub mod elf;
 pub mod long_mode;
 #[cfg(feature = "stage06")]
 pub mod run;
+#[cfg(feature = "stage06")]
+pub mod trace;
 #[cfg(feature = "stage06")]
 pub mod uart;
 

@@ -19,6 +19,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::bus::Bus;
 use crate::error::{Blame, Blamed};
 use crate::hypercall::End;
+use crate::trace::{self, Trace};
 use crate::vcpu::{self, Exit, InternalError, Vcpu};
 
 /// Why the vCPUs could not be run.
@@ -41,11 +42,17 @@ pub enum Error {
     /// `KVM_RUN` itself failed.
     #[error(transparent)]
     Vcpu(#[from] vcpu::Error),
+    /// There is not what the trace is to show.
+    #[error(transparent)]
+    Trace(#[from] trace::Error),
 }
 
 impl Blamed for Error {
     fn blame(&self) -> Blame {
-        Blame::Host
+        match self {
+            Self::Trace(error) => error.blame(),
+            _ => Blame::Host,
+        }
     }
 }
 
@@ -175,7 +182,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the guest came back from `KVM_RUN`, by the device that it wanted or by what else it was.
 pub type Exits = BTreeMap<&'static str, u64>;
 
-/// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed.
+/// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed. `trace`
+/// watches them.
 ///
 /// All vCPUs have left `KVM_RUN` when this returns, except one whose device cannot finish a write, such as
 /// to a pipe that nobody reads: after `PATIENCE` such a thread is left behind.
@@ -185,20 +193,30 @@ pub fn run(
     mmio: Bus,
     stopped: Stopped,
     timeout: Option<Duration>,
+    trace: Option<Trace>,
 ) -> Result<(Ending, Exits), Error> {
+    if let Some(trace) = &trace {
+        trace.check(&[ports.names(), mmio.names()].concat())?;
+    }
     // Its handler does nothing: that the signal came is what makes KVM_RUN return with EINTR.
     let kick = SIGRTMIN();
     register_signal_handler(kick, interrupt).map_err(Error::Signal)?;
 
-    let buses = Arc::new((ports, mmio));
+    let (buses, trace) = (Arc::new((ports, mmio)), trace.map(Arc::new));
     let Stopped { stop, receiver } = stopped;
     let mut threads = Vec::new();
     for vcpu in vcpus {
         let id = vcpu.id();
-        let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
+        let (buses, its_stop, trace) = (Arc::clone(&buses), stop.clone(), trace.clone());
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic { vcpu: id, stop: its_stop.clone() };
-            run_one(vcpu, &buses.0, &buses.1, &its_stop)
+            let mut exits = Exits::new();
+            if let Err(error) =
+                run_one(vcpu, &buses.0, &buses.1, &its_stop, trace.as_deref(), &mut exits)
+            {
+                its_stop.send(Err(error.into()));
+            }
+            exits
         });
         match thread {
             Ok(thread) => threads.push(thread),
@@ -232,6 +250,9 @@ pub fn run(
             *exits.entry(what).or_default() += count;
         }
     }
+    if let Some(trace) = trace {
+        trace.finish();
+    }
     Ok((ending?, exits))
 }
 
@@ -251,66 +272,61 @@ impl Drop for ReportPanic {
 
 extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// One vCPU's loop. Returns what it exited for.
-fn run_one(mut vcpu: Vcpu, ports: &Bus, mmio: &Bus, stop: &Stop) -> Exits {
-    let mut exits = Exits::new();
+/// One vCPU's loop. Counts in `exits` what it exited for.
+fn run_one(
+    mut vcpu: Vcpu,
+    ports: &Bus,
+    mmio: &Bus,
+    stop: &Stop,
+    trace: Option<&Trace>,
+    exits: &mut Exits,
+) -> Result<(), vcpu::Error> {
+    let mut follower = trace.map(|trace| trace.follow(&vcpu)).transpose()?;
     while !stop.asked() {
-        let exit = match vcpu.run() {
-            Ok(exit) => exit,
-            Err(error) => {
-                stop.send(Err(error.into()));
-                break;
-            }
-        };
-        let mut crash = None;
-        let what = match exit {
-            Exit::IoOut { port, size, data } => {
-                ports.write_each(port.into(), size, data).unwrap_or("port without a device")
-            }
-            Exit::IoIn { port, size, data } => {
-                ports.read_each(port.into(), size, data).unwrap_or("port without a device")
-            }
-            Exit::MmioRead { addr, data } => {
-                mmio.read(addr, data).unwrap_or("address without a device")
-            }
-            Exit::MmioWrite { addr, data } => {
-                mmio.write(addr, data).unwrap_or("address without a device")
-            }
-            Exit::Interrupted => "signal",
-            Exit::Shutdown => {
-                crash = Some(Cause::TripleFault);
-                "shutdown"
-            }
-            Exit::Hlt => {
-                crash = Some(Cause::Halted);
-                "hlt"
-            }
-            Exit::FailEntry { reason, .. } => {
-                crash = Some(Cause::FailEntry(reason));
-                "failed entry"
-            }
-            Exit::InternalError(error) => {
-                crash = Some(Cause::InternalError(error));
-                "internal error"
-            }
-            Exit::Other(reason) => {
-                crash = Some(Cause::Unexpected(reason));
-                "other"
-            }
-            Exit::Debug(_) => {
-                crash = Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_DEBUG));
-                "debug"
-            }
-            Exit::SystemEvent { .. } => {
-                crash = Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT));
-                "system event"
-            }
-        };
+        if let Some(follower) = &mut follower {
+            follower.before_run(&vcpu)?;
+        }
+        let mut exit = vcpu.run()?;
+        let began = follower.as_ref().map(|_| Instant::now());
+        let stepped = follower.as_ref().is_some_and(|follower| follower.asked_for(&exit));
+        let (what, crash) =
+            if stepped { ("single step", None) } else { answer(&mut exit, ports, mmio) };
         *exits.entry(what).or_default() += 1;
+        if let (Some(follower), Some(began)) = (&mut follower, began)
+            && let Some(seen) = follower.see(&exit, what, began)
+        {
+            follower.tell(&vcpu, seen)?;
+        }
         if let Some(cause) = crash {
             let rip = vcpu.regs().map_or(0, |regs| regs.rip);
             stop.now(Ending::Crashed(Crash { vcpu: vcpu.id(), rip, cause }));
         }
     }
-    exits
+    Ok(())
+}
+
+/// Has the device that an exit is for answer it. Returns its name, or what else the exit is, and why the guest
+/// can't go on if so.
+fn answer(exit: &mut Exit, ports: &Bus, mmio: &Bus) -> (&'static str, Option<Cause>) {
+    let [no_port, no_address] = trace::NOBODY;
+    match exit {
+        Exit::IoOut { port, size, data } => {
+            (ports.write_each((*port).into(), *size, data).unwrap_or(no_port), None)
+        }
+        Exit::IoIn { port, size, data } => {
+            (ports.read_each((*port).into(), *size, data).unwrap_or(no_port), None)
+        }
+        Exit::MmioRead { addr, data } => (mmio.read(*addr, data).unwrap_or(no_address), None),
+        Exit::MmioWrite { addr, data } => (mmio.write(*addr, data).unwrap_or(no_address), None),
+        Exit::Interrupted => ("signal", None),
+        Exit::Shutdown => ("shutdown", Some(Cause::TripleFault)),
+        Exit::Hlt => ("hlt", Some(Cause::Halted)),
+        Exit::FailEntry { reason, .. } => ("failed entry", Some(Cause::FailEntry(*reason))),
+        Exit::InternalError(error) => ("internal error", Some(Cause::InternalError(error.clone()))),
+        Exit::Other(reason) => ("other", Some(Cause::Unexpected(*reason))),
+        Exit::Debug(_) => ("debug", Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_DEBUG))),
+        Exit::SystemEvent { .. } => {
+            ("system event", Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT)))
+        }
+    }
 }

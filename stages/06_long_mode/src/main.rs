@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
-use cli::Ended;
 use cli::console::{self, Console};
+use cli::{Ended, trace};
 use common::bus::{self, Bus, shared};
 use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
@@ -59,6 +59,9 @@ struct Args {
 
     #[command(flatten)]
     console: console::Flags,
+
+    #[command(flatten)]
+    trace: trace::Flags,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -128,7 +131,8 @@ fn machine(args: Args) -> Result<Ended> {
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
-    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
+    let (trace, limit) = (args.trace.start(), args.console.timeout);
+    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, limit, trace)?;
     let ended = console.finish(&ending, &exits);
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use cli::console;
+use cli::{console, trace};
 use common::disk_image::{self, SECTOR};
 use common::ide::{Ata, FileSectors, Sectors};
 use common::smp::MAX_CPUS;
@@ -66,6 +66,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub console: console::Flags,
+
+    #[command(flatten)]
+    pub trace: trace::Flags,
 }
 
 /// Where one sees the text screen.

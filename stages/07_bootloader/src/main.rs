@@ -71,7 +71,8 @@ fn machine(args: Args) -> Result<Ended> {
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
-    let (ending, exits) = run::run(vcpus, ports, Bus::new(), stopped, args.console.timeout)?;
+    let (trace, limit) = (args.trace.start(), args.console.timeout);
+    let (ending, exits) = run::run(vcpus, ports, Bus::new(), stopped, limit, trace)?;
     if args.display == Display::Screen {
         write!(console.screen(), "{}\r\n", screen(&vm.ram())?)?;
     }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use cli::console::{self, Console};
-use cli::{Ended, cache, size};
+use cli::{Ended, cache, size, trace};
 use common::bus::{self, Bus, shared};
 use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
@@ -66,6 +66,9 @@ struct Args {
 
     #[command(flatten)]
     console: console::Flags,
+
+    #[command(flatten)]
+    trace: trace::Flags,
 }
 
 fn main() -> ExitCode {
@@ -115,7 +118,8 @@ fn boot(args: Args) -> Result<Ended> {
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
-    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, args.console.timeout)?;
+    let (trace, limit) = (args.trace.start(), args.console.timeout);
+    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, limit, trace)?;
     Ok(console.finish(&panicked.judge(ending), &exits))
 }
 

@@ -232,7 +232,8 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     thread::spawn(move || {
         uart::type_in(&uart, b"free -m\ndmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n")
     });
-    let (ending, _) = run::run(vec![vcpu], ports, Bus::new(), stopped, Some(PATIENCE)).unwrap();
+    let (ending, _) =
+        run::run(vec![vcpu], ports, Bus::new(), stopped, Some(PATIENCE), None).unwrap();
 
     let printed = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();
     assert_eq!(ending, Ending::Reset, "{printed}");

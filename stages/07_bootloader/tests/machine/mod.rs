@@ -45,5 +45,5 @@ pub fn run<Serial: Device + 'static>(
     ports.insert("port 92", bus::ports(i8042::SYSTEM_CONTROL_PORT, 1), control).unwrap();
     ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042).unwrap();
     let limit = Some(Duration::from_secs(60));
-    (ram, run::run(vcpus, ports, Bus::new(), stopped, limit).map(|(ending, _)| ending))
+    (ram, run::run(vcpus, ports, Bus::new(), stopped, limit, None).map(|(ending, _)| ending))
 }
