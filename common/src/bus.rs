@@ -20,6 +20,12 @@ pub trait Device: Send {
 
     /// The guest writes `data` at `offset` from the device's first address.
     fn write(&mut self, offset: u64, data: &[u8]);
+
+    /// The guest reads several times at `offset`, `size` bytes each time, by one string instruction (`rep ins`).
+    /// A device through which much data goes may do better than one after the other.
+    fn read_each(&mut self, offset: u64, size: usize, data: &mut [u8]) {
+        data.chunks_mut(size).for_each(|access| self.read(offset, access));
+    }
 }
 
 /// How an interrupt leaves a device: an irqfd in production, a counter in tests.
@@ -141,7 +147,11 @@ impl Bus {
     /// Each `size` bytes of `data` are one read of `addr`: string instructions (`rep insb` and its kin) arrive as
     /// one exit for many accesses to the same port. `size` is not 0.
     pub fn read_each(&self, addr: u64, size: usize, data: &mut [u8]) -> Option<&'static str> {
-        data.chunks_mut(size).fold(None, |_, access| self.read(addr, access))
+        data.fill(0xFF);
+        let entry = self.find(addr, size)?;
+        let mut device = entry.device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.read_each(addr - entry.range.start, size, data);
+        Some(entry.name)
     }
 
     /// Each `size` bytes of `data` are one write to `addr`, as with `rep outsb`.

@@ -12,8 +12,7 @@ use thiserror::Error;
 
 use crate::error::{Blame, Blamed};
 
-/// Bytes in a sector.
-pub const SECTOR: usize = 512;
+pub use crate::disk::SECTOR;
 
 /// What the last two bytes of a boot sector are, on disk.
 pub const SIGNATURE: [u8; 2] = [0x55, 0xAA];

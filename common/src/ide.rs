@@ -1,557 +1,517 @@
-//! Introduced by stage 07: an ATA disk behind eight ports, read and written by the processor itself.
+//! Introduced by stage 07: IDE, the PC's disk controller, with up to two drives on each of two channels.
 //!
-//! The guest writes a sector's address and a count into the *task file* (ports 0x1F2 to 0x1F6), then a
-//! command (0x1F7), waits until the status says DRQ, and moves the data through port 0x1F0, 16 bits at a
-//! time: "PIO", programmed input and output. (ATA/ATAPI-6: 5 "Interface register definitions", 9 "Command
-//! protocol".)
+//! The guest writes a sector's address and a count into the *task file*, a drive's registers at ports 0x1F2 to
+//! 0x1F6, then a command (0x1F7). It waits for an interrupt, or reads the status until it says DRQ, and
+//! moves the data through port 0x1F0: "PIO", programmed input and output.
 //!
-//! One drive, linear addresses of 28 bits, and no interrupt. It runs on the thread of the vCPU that
-//! touches the port, so a transfer has ended when the `out` has, and BSY is never seen.
+//! "IDE" is a drive with its controller on board: what a PC adds are a few gates that give each channel its
+//! ports. So this module is only those: which drive is spoken to, its registers' ports, and its interrupt
+//! line. What the drives do is [`drive`]. All of it is ATA/ATAPI-6 (T13 1410D), whose numbers and command
+//! names the comments here give.
+//!
+//! A command runs on the thread of the vCPU that wrote it and has ended when its `out` has: BSY is seen only
+//! while a reset lasts.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+pub mod drive;
+mod identify;
+mod task_file;
 
-use crate::bus::Device;
-use crate::disk_image::SECTOR;
+use std::sync::PoisonError;
 
-/// First port of the primary channel's task file.
-pub const PORT: u16 = 0x1F0;
+use crate::bus::{self, Bus, Device, Interrupt, Shared, shared};
+pub use drive::Drive;
+use drive::status::BSY;
+use task_file::DEVICE_1;
 
-/// How many ports it has.
-pub const PORTS: u16 = 8;
+/// Where a channel is: its ports and its interrupt line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// First of the eight ports of the task file, the "command block".
+    pub port: u16,
+    /// The one port of the "control block".
+    pub control_port: u16,
+    /// The interrupt line.
+    pub irq: u32,
+}
 
-/// The primary channel's control port: writing resets the drive or masks its interrupt, reading gives the
-/// status once more.
-pub const CONTROL_PORT: u16 = 0x3F6;
+/// A PC's two channels, the primary one first. They are there since the AT, and so need no bus to be found.
+pub const CHANNELS: [Socket; 2] = [
+    Socket { port: 0x1F0, control_port: 0x3F6, irq: 14 },
+    Socket { port: 0x170, control_port: 0x376, irq: 15 },
+];
 
-/// What 28 bits of address reach, in sectors: 128 GiB.
-const LBA28_SECTORS: u64 = 1 << 28;
+/// How many drives they take.
+pub const DRIVES: usize = 4;
 
-// Offsets from PORT.
+/// How many ports a task file has.
+const PORTS: u16 = 8;
+
+// Their offsets, besides those of the registers that are the task file's alone.
 const DATA: u64 = 0;
 const ERROR: u64 = 1;
-const COUNT: u64 = 2;
-const LBA_LOW: u64 = 3;
-const LBA_HIGH: u64 = 5;
-const DEVICE: u64 = 6;
+const COMMAND: u64 = 7;
 const STATUS: u64 = 7;
 
-/// The status register's bits (ATA/ATAPI-6, 7.15).
-mod status {
-    /// The command failed; the error register says how.
-    pub const ERR: u8 = 1 << 0;
-    /// The drive wants data to be moved.
-    pub const DRQ: u8 = 1 << 3;
-    /// Always set on a drive without seeks: the heads are where they should be.
-    pub const DSC: u8 = 1 << 4;
-    /// The drive is ready for a command.
-    pub const DRDY: u8 = 1 << 6;
+/// The bits of the device control register (7.8).
+mod control {
+    /// No interrupts.
+    pub const NIEN: u8 = 1 << 1;
+    /// Reset while set.
+    pub const SRST: u8 = 1 << 2;
+    /// The task file shows what was written to each register before the last time.
+    pub const HOB: u8 = 1 << 7;
 }
 
-/// The error register's bits (ATA/ATAPI-6, 7.9).
-mod error {
-    /// The command is unknown or cannot be carried out.
-    pub const ABRT: u8 = 1 << 2;
-    /// There is no such sector.
-    pub const IDNF: u8 = 1 << 4;
-    /// The sector cannot be read.
-    pub const UNC: u8 = 1 << 6;
+/// The one command that both drives carry out, whichever is selected.
+const EXECUTE_DEVICE_DIAGNOSTIC: u8 = 0x90;
+
+/// Drives as they come on cables: the first is the primary channel's device 0, its "master", the second that
+/// channel's device 1, its "slave", and so on.
+pub fn cables(drives: Vec<Drive>) -> Vec<(Drive, Option<Drive>)> {
+    let mut drives = drives.into_iter();
+    std::iter::from_fn(|| Some((drives.next()?, drives.next()))).collect()
 }
 
-/// In the device register: a linear address, not cylinder, head and sector.
-const DEVICE_LBA: u8 = 1 << 6;
-/// In the device register: the second drive of the channel, which isn't there.
-const DEVICE_SLAVE: u8 = 1 << 4;
-/// In the control register: reset while set.
-const SRST: u8 = 1 << 2;
-
-/// Where a disk's sectors are kept.
-pub trait Sectors: Send {
-    /// How many there are.
-    fn count(&self) -> u64;
-    /// Reads sector `lba`, which is less than [`Sectors::count`].
-    fn read(&mut self, lba: u64, sector: &mut [u8; SECTOR]) -> io::Result<()>;
-    /// Writes sector `lba`.
-    fn write(&mut self, lba: u64, sector: &[u8; SECTOR]) -> io::Result<()>;
-    /// Returns when all that was written would survive a power cut.
-    fn flush(&mut self) -> io::Result<()>;
+/// Puts a channel with its drives at its ports. A channel without drives is not put anywhere: as there is nobody to
+/// drive the bus its registers read as ones, from which all firmware and drivers see that it is empty.
+pub fn insert(
+    ports: &mut Bus,
+    socket: Socket,
+    (device_0, device_1): (Drive, Option<Drive>),
+    line: impl Interrupt + 'static,
+) -> Result<(), bus::Error> {
+    let channel = shared(Channel::new(device_0, device_1, line));
+    let control = shared(Control(channel.clone()));
+    ports.insert("disk control", bus::ports(socket.control_port, 1), control)?;
+    ports.insert("disk", bus::ports(socket.port, PORTS), channel)
 }
 
-/// A disk in a file: sector n is at byte 512 × n.
-pub struct FileSectors {
-    file: File,
-    count: u64,
+/// A channel: a cable with one drive or two, which share its ports and its interrupt line.
+pub struct Channel {
+    device_0: Drive,
+    device_1: Option<Drive>,
+    /// The device control register.
+    control: u8,
+    line: Box<dyn Interrupt>,
+    /// Whether INTRQ, the interrupt line, was asserted when it was last looked at.
+    asserted: bool,
 }
 
-impl FileSectors {
-    /// A disk of `len` bytes. Bytes behind the last whole sector are not part of it.
-    pub fn new(file: File, len: u64) -> Self {
-        Self { file, count: len / SECTOR as u64 }
-    }
-}
-
-impl Sectors for FileSectors {
-    fn count(&self) -> u64 {
-        self.count
-    }
-
-    fn read(&mut self, lba: u64, sector: &mut [u8; SECTOR]) -> io::Result<()> {
-        self.file.read_exact_at(sector, lba * SECTOR as u64)
-    }
-
-    fn write(&mut self, lba: u64, sector: &[u8; SECTOR]) -> io::Result<()> {
-        self.file.write_all_at(sector, lba * SECTOR as u64)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-}
-
-/// A disk in memory, gone with the machine.
-impl Sectors for Vec<u8> {
-    fn count(&self) -> u64 {
-        (self.len() / SECTOR) as u64
-    }
-
-    fn read(&mut self, lba: u64, sector: &mut [u8; SECTOR]) -> io::Result<()> {
-        sector.copy_from_slice(&self[lba as usize * SECTOR..][..SECTOR]);
-        Ok(())
-    }
-
-    fn write(&mut self, lba: u64, sector: &[u8; SECTOR]) -> io::Result<()> {
-        self[lba as usize * SECTOR..][..SECTOR].copy_from_slice(sector);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// What the data port is for at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transfer {
-    /// Nothing.
-    Idle,
-    /// To the guest; when the buffer is empty, so many more sectors follow from this address on.
-    In { next: u64, more: u64 },
-    /// From the guest, into this sector when the buffer is full, and so many after it.
-    Out { lba: u64, more: u64 },
-}
-
-/// An ATA channel with one drive.
-pub struct Ata {
-    sectors: Box<dyn Sectors>,
-    /// ERROR (what the guest reads there; what it writes are "features", of which there are none), COUNT,
-    /// the three bytes of the address, DEVICE: the task file as the guest wrote it.
-    task_file: [u8; 7],
-    error: u8,
-    failed: bool,
-    resetting: bool,
-    transfer: Transfer,
-    buffer: [u8; SECTOR],
-    /// How much of the buffer has been moved.
-    moved: usize,
-}
-
-impl Ata {
-    /// A channel whose first drive has these sectors.
-    pub fn new(sectors: impl Sectors + 'static) -> Self {
-        let mut ata = Self {
-            sectors: Box::new(sectors),
-            task_file: [0; 7],
-            error: 0,
-            failed: false,
-            resetting: false,
-            transfer: Transfer::Idle,
-            buffer: [0; SECTOR],
-            moved: 0,
-        };
-        ata.reset();
-        ata
-    }
-
-    /// The state after power-on and reset: the signature of a drive that is no CD-ROM (ATA/ATAPI-6, 9.12).
-    fn reset(&mut self) {
-        self.task_file = [0, 0, 1, 1, 0, 0, 0];
-        // "No error detected", which here is a code and not a set of bits.
-        self.error = 0x01;
-        self.failed = false;
-        self.transfer = Transfer::Idle;
-    }
-
-    fn status(&self) -> u8 {
-        if self.task_file[DEVICE as usize] & DEVICE_SLAVE != 0 || self.resetting {
-            return 0;
+impl Channel {
+    /// A channel whose interrupts go to `line`.
+    pub fn new(
+        mut device_0: Drive,
+        mut device_1: Option<Drive>,
+        line: impl Interrupt + 'static,
+    ) -> Self {
+        device_0.reset();
+        if let Some(drive) = &mut device_1 {
+            drive.reset();
         }
-        let drq = if self.transfer == Transfer::Idle { 0 } else { status::DRQ };
-        let err = if self.failed { status::ERR } else { 0 };
-        status::DRDY | status::DSC | drq | err
+        Self { device_0, device_1, control: 0, line: Box::new(line), asserted: false }
     }
 
-    fn fail(&mut self, error: u8) {
-        self.error = error;
-        self.failed = true;
-        self.transfer = Transfer::Idle;
+    fn drives(&mut self) -> impl Iterator<Item = &mut Drive> {
+        [&mut self.device_0].into_iter().chain(&mut self.device_1)
     }
 
-    /// How many sectors the guest can address.
-    fn count(&self) -> u64 {
-        self.sectors.count().min(LBA28_SECTORS)
+    /// Whether the guest speaks to device 1. Both drives hear what is written to the task file.
+    fn device_1_selected(&self) -> bool {
+        self.device_0.task_file.device & DEVICE_1 != 0
     }
 
-    fn lba(&self) -> u64 {
-        let [_, _, _, low, middle, high, device] = self.task_file;
-        u32::from_le_bytes([low, middle, high, device & 0x0F]).into()
+    /// The drive that the guest has selected, if there is one.
+    fn selected(&mut self) -> Option<&mut Drive> {
+        match self.device_1_selected() {
+            false => Some(&mut self.device_0),
+            true => self.device_1.as_mut(),
+        }
     }
 
-    fn set_lba(&mut self, lba: u64) {
-        let [low, middle, high, top, ..] = lba.to_le_bytes();
-        self.task_file[LBA_LOW as usize..=LBA_HIGH as usize].copy_from_slice(&[low, middle, high]);
-        let device = &mut self.task_file[DEVICE as usize];
-        *device = *device & 0xF0 | top & 0x0F;
+    /// The drive that answers: device 0 speaks for a device 1 that isn't there (9.16.1 "Device 0 only
+    /// configurations").
+    fn answering(&mut self) -> &mut Drive {
+        match (self.device_1_selected(), &mut self.device_1) {
+            (true, Some(drive)) => drive,
+            _ => &mut self.device_0,
+        }
+    }
+
+    /// The status register. A drive that isn't there has none of the bits, DRDY among them.
+    fn status(&mut self) -> u8 {
+        match self.control & control::SRST {
+            0 => self.selected().map_or(0, |drive| drive.status()),
+            _ => BSY,
+        }
     }
 
     fn command(&mut self, command: u8) {
-        if self.task_file[DEVICE as usize] & DEVICE_SLAVE != 0 || self.resetting {
-            return;
-        }
-        self.failed = false;
-        self.error = 0;
-        self.transfer = Transfer::Idle;
-        match command {
-            // READ SECTORS, and what was its form without retries.
-            0x20 | 0x21 => {
-                if let Some((lba, count)) = self.range() {
-                    self.fetch(lba, count);
-                }
-            }
-            // WRITE SECTORS.
-            0x30 | 0x31 => {
-                if let Some((lba, count)) = self.range() {
-                    self.transfer = Transfer::Out { lba, more: count - 1 };
-                    self.moved = 0;
-                }
-            }
-            // FLUSH CACHE.
-            0xE7 => {
-                if self.sectors.flush().is_err() {
-                    self.fail(error::ABRT);
-                }
-            }
-            // IDENTIFY DEVICE.
-            0xEC => {
-                self.buffer = identity(self.count());
-                self.moved = 0;
-                self.transfer = Transfer::In { next: 0, more: 0 };
-            }
-            _ => self.fail(error::ABRT),
+        if command == EXECUTE_DEVICE_DIAGNOSTIC {
+            self.drives().for_each(Drive::reset);
+            self.device_0.interrupt();
+        } else if let Some(drive) = self.selected() {
+            drive.command(command);
         }
     }
 
-    /// The sectors that a command is about: address and count, of which at least the first exists.
-    fn range(&mut self) -> Option<(u64, u64)> {
-        if self.task_file[DEVICE as usize] & DEVICE_LBA == 0 {
-            // Cylinders, heads and sectors: since 1994 drives have no need of them.
-            self.fail(error::ABRT);
-            return None;
+    /// Asserts INTRQ, or doesn't: it follows the selected drive, unless the guest wants no interrupts. A line
+    /// of the ISA bus interrupts by its rising edge. An interrupt that the guest hasn't acknowledged when the
+    /// next comes doesn't swallow that one.
+    fn drive_line(&mut self) {
+        let wanted = self.control & control::NIEN == 0;
+        let (pending, new) = self.selected().map_or((false, false), Drive::take_interrupt);
+        let asserted = pending && wanted;
+        if asserted && (new || !self.asserted) {
+            // A full eventfd means that the interrupt is on its way already.
+            let _ = self.line.trigger();
         }
-        let count = match self.task_file[COUNT as usize] {
-            0 => 256,
-            count => count.into(),
-        };
-        if self.lba() >= self.count() {
-            self.fail(error::IDNF);
-            return None;
-        }
-        Some((self.lba(), count))
+        self.asserted = asserted;
     }
 
-    /// Gets sector `lba` into the buffer; it is the first of `count`. The task file names the sector that
-    /// the drive is at, which is how the guest learns where an error was.
-    fn fetch(&mut self, lba: u64, count: u64) {
-        self.set_lba(lba);
-        if lba >= self.count() {
-            return self.fail(error::IDNF);
+    fn write_control(&mut self, value: u8) {
+        let resets = value & !self.control & control::SRST != 0;
+        self.control = value;
+        if resets {
+            self.drives().for_each(Drive::reset);
         }
-        if self.sectors.read(lba, &mut self.buffer).is_err() {
-            return self.fail(error::UNC);
-        }
-        self.moved = 0;
-        self.transfer = Transfer::In { next: lba + 1, more: count - 1 };
-    }
-
-    /// The buffer has been moved: what comes next.
-    fn turn(&mut self) {
-        self.moved = 0;
-        match std::mem::replace(&mut self.transfer, Transfer::Idle) {
-            Transfer::Idle | Transfer::In { more: 0, .. } => {}
-            Transfer::In { next, more } => self.fetch(next, more),
-            Transfer::Out { lba, more } => {
-                self.set_lba(lba);
-                if lba >= self.count() {
-                    self.fail(error::IDNF);
-                } else if self.sectors.write(lba, &self.buffer).is_err() {
-                    self.fail(error::ABRT);
-                } else if more > 0 {
-                    self.transfer = Transfer::Out { lba: lba + 1, more: more - 1 };
-                }
-            }
-        }
+        self.drive_line();
     }
 }
 
-impl Device for Ata {
+impl Device for Channel {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        match offset {
-            DATA => {
-                if let Transfer::In { .. } = self.transfer {
-                    // A buffer has an even number of words of 32 bits, so no access crosses its end.
-                    for byte in data {
-                        *byte = self.buffer.get(self.moved).copied().unwrap_or(0xFF);
-                        self.moved += 1;
+        if offset == DATA {
+            self.answering().read_data(data);
+            return self.drive_line();
+        }
+        // All other registers have 8 bits: a wider access is one to each.
+        for (offset, byte) in (offset..).zip(data) {
+            let previous = self.control & control::HOB != 0;
+            *byte = match offset {
+                ERROR => self.answering().error(),
+                STATUS => {
+                    let status = self.status();
+                    // To read it acknowledges the interrupt.
+                    if let Some(drive) = self.selected() {
+                        drive.acknowledge();
                     }
-                    if self.moved >= SECTOR {
-                        self.turn();
-                    }
+                    self.drive_line();
+                    status
                 }
-            }
-            ERROR => data[0] = self.error,
-            STATUS => data[0] = self.status(),
-            offset => data[0] = self.task_file[offset as usize],
+                register => self.answering().task_file.read(register, previous),
+            };
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        match offset {
-            DATA => {
-                if let Transfer::Out { .. } = self.transfer {
-                    for byte in data {
-                        if let Some(to) = self.buffer.get_mut(self.moved) {
-                            *to = *byte;
-                        }
-                        self.moved += 1;
-                    }
-                    if self.moved >= SECTOR {
-                        self.turn();
-                    }
-                }
+        if offset == DATA {
+            self.answering().write_data(data);
+            return self.drive_line();
+        }
+        if self.control & control::SRST != 0 {
+            return;
+        }
+        for (offset, byte) in (offset..).zip(data) {
+            self.control &= !control::HOB;
+            match offset {
+                COMMAND => self.command(*byte),
+                register => self.drives().for_each(|drive| drive.task_file.write(register, *byte)),
             }
-            STATUS => self.command(data[0]),
-            offset => self.task_file[offset as usize] = data[0],
+            self.drive_line();
+        }
+    }
+
+    /// What comes through the data port by one string instruction comes as one piece.
+    fn read_each(&mut self, offset: u64, size: usize, data: &mut [u8]) {
+        match offset {
+            DATA => self.read(DATA, data),
+            _ => data.chunks_mut(size).for_each(|access| self.read(offset, access)),
         }
     }
 }
 
-/// The control port of a channel: a second address of the same device.
-pub struct Control(pub crate::bus::Shared<Ata>);
+/// The control port of a channel: the status without acknowledging an interrupt (7.3 "Alternate Status register"),
+/// and the device control register.
+struct Control(Shared<Channel>);
 
 impl Device for Control {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data[0] = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).status();
+        data[0] = self.0.lock().unwrap_or_else(PoisonError::into_inner).status();
     }
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
-        let mut ata = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let resetting = data[0] & SRST != 0;
-        if resetting && !ata.resetting {
-            ata.reset();
-        }
-        ata.resetting = resetting;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_control(data[0]);
     }
-}
-
-/// What IDENTIFY DEVICE tells: 256 words, most of them 0 (ATA/ATAPI-6, table 27).
-fn identity(count: u64) -> [u8; SECTOR] {
-    let mut words = [0u16; SECTOR / 2];
-    // A geometry for who asks for one: 16 heads, 63 sectors a track.
-    let cylinders = (count / (16 * 63)).min(16383) as u16;
-    (words[1], words[3], words[6]) = (cylinders, 16, 63);
-    // Text has two characters in a word, the first in the upper byte.
-    let mut text = |first: usize, len: usize, text: &str| {
-        let padded = format!("{text:len$}");
-        for (word, pair) in words[first..].iter_mut().zip(padded.as_bytes().as_chunks().0) {
-            *word = u16::from_be_bytes(*pair);
-        }
-    };
-    text(10, 20, "1");
-    text(23, 8, env!("CARGO_PKG_VERSION"));
-    text(27, 40, "mini-kvm disk");
-    words[49] = 1 << 9; // linear addresses
-    (words[60], words[61]) = (count as u16, (count >> 16) as u16);
-    words[80] = 1 << 6; // ATA/ATAPI-6
-    words[83] = 1 << 14 | 1 << 12; // FLUSH CACHE
-    words[86] = 1 << 12;
-    let mut bytes = [0; SECTOR];
-    for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
-        *to = word.to_le_bytes();
-    }
-    bytes
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::io;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::disk::{FileSectors, SECTOR, Sectors};
 
-    /// Ten sectors, each filled with its number.
-    fn ata() -> Ata {
-        Ata::new((0..10u8).flat_map(|n| [n; SECTOR]).collect::<Vec<u8>>())
-    }
+    const COUNT: u64 = 2;
+    const LBA_LOW: u64 = 3;
+    const DEVICE: u64 = 6;
 
-    fn inb(ata: &mut Ata, offset: u64) -> u8 {
-        let mut data = [0xFF];
-        ata.read(offset, &mut data);
-        data[0]
-    }
+    /// The status of a drive that has nothing to do: DRDY and DSC.
+    const READY: u8 = 0x50;
+    const DRQ: u8 = 0x08;
+    const ERR: u8 = 0x01;
 
-    fn address(ata: &mut Ata, lba: u32, count: u8) {
-        let [low, middle, high, top] = lba.to_le_bytes();
-        for (offset, value) in [(2, count), (3, low), (4, middle), (5, high), (6, 0xE0 | top)] {
-            ata.write(offset, &[value]);
+    const ABRT: u8 = 0x04;
+    const IDNF: u8 = 0x10;
+    const UNC: u8 = 0x40;
+
+    const READ: u8 = 0x20;
+    const WRITE: u8 = 0x30;
+
+    #[derive(Clone, Default)]
+    struct Line(Arc<AtomicU32>);
+
+    impl Interrupt for Line {
+        fn trigger(&self) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
         }
     }
 
-    fn words(ata: &mut Ata, count: usize) -> Vec<u8> {
-        let mut bytes = vec![0xFF; count * 2];
-        bytes.chunks_mut(2).for_each(|word| ata.read(DATA, word));
-        bytes
+    /// A guest at a channel's ports.
+    struct Guest {
+        channel: Shared<Channel>,
+        control: Control,
+        line: Line,
     }
 
-    const READY: u8 = status::DRDY | status::DSC;
+    impl Guest {
+        fn new(device_0: impl Sectors + 'static) -> Self {
+            Self::with_drives(Drive::new(device_0, "1"), None)
+        }
+
+        fn with_drives(device_0: Drive, device_1: Option<Drive>) -> Self {
+            let line = Line::default();
+            let channel = shared(Channel::new(device_0, device_1, line.clone()));
+            Self { control: Control(channel.clone()), channel, line }
+        }
+
+        fn inb(&mut self, offset: u64) -> u8 {
+            let mut data = [0xFF];
+            self.channel.lock().unwrap().read(offset, &mut data);
+            data[0]
+        }
+
+        fn outb(&mut self, offset: u64, value: u8) {
+            self.channel.lock().unwrap().write(offset, &[value]);
+        }
+
+        fn status(&mut self) -> u8 {
+            self.inb(STATUS)
+        }
+
+        /// The status and the error register: what a failed command leaves.
+        fn failed(&mut self) -> (u8, u8) {
+            (self.status(), self.inb(ERROR))
+        }
+
+        /// A command for `count` sectors from `lba` on, of the drive that `device` says.
+        fn command_to(&mut self, device: u8, command: u8, lba: u32, count: u8) {
+            let [low, mid, high, top] = lba.to_le_bytes();
+            let registers = [(2, count), (3, low), (4, mid), (5, high), (6, device | 0xE0 | top)];
+            for (offset, value) in registers {
+                self.outb(offset, value);
+            }
+            self.outb(COMMAND, command);
+        }
+
+        fn command(&mut self, command: u8, lba: u32, count: u8) {
+            self.command_to(0, command, lba, count);
+        }
+
+        /// `rep insw` with a count of words.
+        fn words(&mut self, count: usize) -> Vec<u8> {
+            let mut bytes = vec![0xFF; count * 2];
+            self.channel.lock().unwrap().read_each(DATA, 2, &mut bytes);
+            bytes
+        }
+
+        /// `rep outsw`, which the device gets word by word.
+        fn send(&mut self, bytes: &[u8]) {
+            bytes.chunks(2).for_each(|word| self.channel.lock().unwrap().write(DATA, word));
+        }
+
+        /// How many interrupts there have been since the last time.
+        fn interrupts(&mut self) -> u32 {
+            self.line.0.swap(0, Ordering::Relaxed)
+        }
+    }
+
+    /// Ten sectors, each filled with its number.
+    fn ten_sectors() -> Vec<u8> {
+        (0..10u8).flat_map(|n| [n; SECTOR]).collect()
+    }
 
     #[test]
     fn sectors_are_read_one_after_the_other() {
-        let mut ata = ata();
-        assert_eq!(inb(&mut ata, STATUS), READY);
-        address(&mut ata, 3, 2);
-        ata.write(STATUS, &[0x20]);
-        assert_eq!(inb(&mut ata, STATUS), READY | status::DRQ);
-        assert_eq!(words(&mut ata, 256), [3; SECTOR]);
-        assert_eq!(inb(&mut ata, STATUS), READY | status::DRQ);
-        assert_eq!(words(&mut ata, 256), [4; SECTOR]);
-        assert_eq!(inb(&mut ata, STATUS), READY);
-        assert_eq!(words(&mut ata, 1), [0xFF; 2], "nothing is left");
+        let mut guest = Guest::new(ten_sectors());
+        assert_eq!(guest.status(), READY);
+        guest.command(READ, 3, 2);
+        for sector in [3, 4] {
+            assert_eq!(guest.interrupts(), 1, "the sector is there");
+            assert_eq!(guest.status(), READY | DRQ);
+            assert_eq!(guest.words(256), [sector; SECTOR]);
+        }
+        assert_eq!(guest.status(), READY);
+        assert_eq!(guest.interrupts(), 0, "none says that all has been read");
+        assert_eq!(guest.words(1), [0xFF; 2], "nothing is left");
     }
 
     #[test]
     fn what_is_written_can_be_read() {
-        let mut ata = ata();
-        address(&mut ata, 8, 2);
-        ata.write(STATUS, &[0x30]);
+        let mut guest = Guest::new(ten_sectors());
+        guest.command(WRITE, 8, 2);
+        assert_eq!(guest.interrupts(), 0, "the guest has the data at hand");
         for byte in [0xA5, 0x5A] {
-            assert_eq!(inb(&mut ata, STATUS), READY | status::DRQ);
-            (0..128).for_each(|_| ata.write(DATA, &[byte; 4]));
+            assert_eq!(guest.status(), READY | DRQ);
+            guest.send(&[byte; SECTOR]);
+            assert_eq!(guest.interrupts(), 1, "the sector was taken");
         }
-        assert_eq!(inb(&mut ata, STATUS), READY);
-        address(&mut ata, 8, 2);
-        ata.write(STATUS, &[0x20]);
-        assert_eq!(words(&mut ata, 512), [[0xA5; SECTOR], [0x5A; SECTOR]].concat());
+        assert_eq!(guest.status(), READY);
+        guest.command(READ, 8, 2);
+        assert_eq!(guest.words(512), [[0xA5; SECTOR], [0x5A; SECTOR]].concat());
+    }
+
+    #[test]
+    fn an_interrupt_that_nobody_acknowledges_hides_no_other() {
+        let mut guest = Guest::new(ten_sectors());
+        for sector in 0..3 {
+            guest.command(WRITE, sector, 1);
+            guest.send(&[0; SECTOR]);
+            assert_eq!(guest.interrupts(), 1);
+        }
+        guest.command(READ, 0, 3);
+        for _ in 0..3 {
+            assert_eq!(guest.interrupts(), 1);
+            guest.words(256);
+        }
+    }
+
+    #[test]
+    fn interrupts_wait_while_the_guest_wants_none() {
+        let mut guest = Guest::new(ten_sectors());
+        guest.control.write(0, &[control::NIEN]);
+        guest.command(READ, 0, 1);
+        assert_eq!(guest.interrupts(), 0);
+        guest.control.write(0, &[0]);
+        assert_eq!(guest.interrupts(), 1);
+        guest.control.write(0, &[0]);
+        assert_eq!(guest.interrupts(), 0, "the line is up already");
+
+        guest.control.write(0, &[control::NIEN]);
+        let mut alternate = [0];
+        guest.control.read(0, &mut alternate);
+        assert_eq!(alternate, [READY | DRQ]);
+        guest.control.write(0, &[0]);
+        assert_eq!(guest.interrupts(), 1, "the alternate status acknowledges nothing");
+
+        guest.control.write(0, &[control::NIEN]);
+        assert_eq!(guest.status(), READY | DRQ);
+        guest.control.write(0, &[0]);
+        assert_eq!(guest.interrupts(), 0, "but the status does");
     }
 
     #[test]
     fn a_transfer_beyond_the_end_fails_at_the_sector_that_is_not_there() {
-        for command in [0x20, 0x30] {
-            let mut ata = ata();
-            address(&mut ata, 10, 1);
-            ata.write(STATUS, &[command]);
-            assert_eq!((inb(&mut ata, STATUS), inb(&mut ata, ERROR)), (READY | 1, error::IDNF));
+        for command in [READ, WRITE] {
+            let mut guest = Guest::new(ten_sectors());
+            guest.command(command, 10, 1);
+            assert_eq!(guest.interrupts(), 1);
+            assert_eq!(guest.failed(), (READY | ERR, IDNF));
 
-            address(&mut ata, 9, 2);
-            ata.write(STATUS, &[command]);
-            assert_eq!(inb(&mut ata, STATUS), READY | status::DRQ);
-            if command == 0x20 {
-                words(&mut ata, 256);
+            guest.command(command, 9, 2);
+            assert_eq!(guest.status(), READY | DRQ);
+            if command == READ {
+                guest.words(256);
             } else {
-                (0..512).for_each(|_| ata.write(DATA, &[0; 2]));
+                guest.send(&[0; 2 * SECTOR]);
             }
-            assert_eq!((inb(&mut ata, STATUS), inb(&mut ata, ERROR)), (READY | 1, error::IDNF));
-            assert_eq!(inb(&mut ata, LBA_LOW), 10);
+            assert_eq!(guest.failed(), (READY | ERR, IDNF));
+            assert_eq!(guest.inb(LBA_LOW), 10);
         }
     }
 
     #[test]
     fn a_count_of_zero_is_256_sectors() {
-        let mut ata = Ata::new(vec![7; 300 * SECTOR]);
-        address(&mut ata, 0, 0);
-        ata.write(STATUS, &[0x20]);
-        assert_eq!(words(&mut ata, 256 * 256), vec![7; 256 * SECTOR]);
-        assert_eq!(inb(&mut ata, STATUS), READY);
+        let mut guest = Guest::new(vec![7; 300 * SECTOR]);
+        guest.command(READ, 0, 0);
+        assert_eq!(guest.words(256 * 256), vec![7; 256 * SECTOR]);
+        assert_eq!(guest.status(), READY);
     }
 
     #[test]
-    fn identify_says_how_large_the_disk_is() {
-        let mut ata = ata();
-        ata.write(STATUS, &[0xEC]);
-        let bytes = words(&mut ata, 256);
-        let word = |n: usize| u16::from_le_bytes([bytes[2 * n], bytes[2 * n + 1]]);
-        assert_eq!((word(60), word(61)), (10, 0));
-        assert_eq!(word(49) & 1 << 9, 1 << 9, "LBA");
-        assert_eq!(&bytes[54..58], b"imin", "text has its bytes swapped");
+    fn unknown_commands_are_aborted() {
+        let mut guest = Guest::new(ten_sectors());
+        guest.outb(COMMAND, 0x99);
+        assert_eq!(guest.failed(), (READY | ERR, ABRT));
     }
 
     #[test]
-    fn unknown_commands_and_addresses_by_cylinder_are_aborted() {
-        let mut ata = ata();
-        ata.write(STATUS, &[0x99]);
-        assert_eq!((inb(&mut ata, STATUS), inb(&mut ata, ERROR)), (READY | 1, error::ABRT));
-        ata.write(DEVICE, &[0xA0]);
-        ata.write(STATUS, &[0x20]);
-        assert_eq!((inb(&mut ata, STATUS), inb(&mut ata, ERROR)), (READY | 1, error::ABRT));
+    fn a_channel_has_two_drives() {
+        let slave = (10..20u8).flat_map(|n| [n; SECTOR]).collect::<Vec<u8>>();
+        let mut guest =
+            Guest::with_drives(Drive::new(ten_sectors(), "1"), Some(Drive::new(slave, "2")));
+        // Each reads its own sector, and the other one's data can wait.
+        guest.command_to(0, READ, 2, 1);
+        guest.command_to(DEVICE_1, READ, 3, 1);
+        assert_eq!(guest.words(256), [13; SECTOR]);
+        assert_eq!(guest.status(), READY);
+        guest.outb(DEVICE, 0xE0);
+        assert_eq!(guest.status(), READY | DRQ);
+        assert_eq!(guest.words(256), [2; SECTOR]);
     }
 
     #[test]
-    fn there_is_no_second_drive() {
-        let mut ata = ata();
-        ata.write(DEVICE, &[0xF0]);
-        assert_eq!(inb(&mut ata, STATUS), 0);
-        ata.write(STATUS, &[0xEC]);
-        ata.write(DEVICE, &[0xE0]);
-        assert_eq!(inb(&mut ata, STATUS), READY, "the command was the other drive's");
+    fn a_drive_that_is_not_there_has_no_status_and_takes_no_command() {
+        let mut guest = Guest::new(ten_sectors());
+        guest.command_to(DEVICE_1, READ, 0, 1);
+        assert_eq!(guest.status(), 0);
+        assert_eq!(guest.interrupts(), 0);
+        assert_eq!(guest.inb(COUNT), 1, "the other one answers for it");
+        guest.outb(DEVICE, 0xE0);
+        assert_eq!(guest.status(), READY, "and did not take its command");
     }
 
     #[test]
-    fn a_reset_ends_a_transfer() {
-        let ata = crate::bus::shared(ata());
-        let mut control = Control(ata.clone());
-        ata.lock().unwrap().write(STATUS, &[0xEC]);
-        control.write(0, &[SRST]);
-        let mut data = [0xFF];
-        control.read(0, &mut data);
-        assert_eq!(data, [0]);
-        control.write(0, &[0]);
-        assert_eq!(inb(&mut ata.lock().unwrap(), STATUS), READY);
+    fn a_reset_ends_what_both_drives_do() {
+        let second = Drive::new(ten_sectors(), "2");
+        let mut guest = Guest::with_drives(Drive::new(ten_sectors(), "1"), Some(second));
+        guest.command_to(0, READ, 0, 1);
+        guest.command_to(DEVICE_1, READ, 0, 1);
+        guest.control.write(0, &[control::SRST]);
+        assert_eq!(guest.status(), BSY);
+        guest.outb(COMMAND, READ);
+        guest.control.write(0, &[0]);
+        guest.interrupts();
+        for device in [0, DEVICE_1] {
+            guest.outb(DEVICE, device);
+            assert_eq!((guest.status(), guest.inb(ERROR)), (READY, 0x01));
+            let signature = [2, 3, 4, 5].map(|offset| guest.inb(offset));
+            assert_eq!(signature, [1, 1, 0, 0]);
+        }
+        assert_eq!(guest.interrupts(), 0);
     }
 
     #[test]
     fn a_file_that_shrinks_is_a_disk_with_unreadable_sectors() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4 * SECTOR as u64).unwrap();
-        let mut ata = Ata::new(FileSectors::new(file.try_clone().unwrap(), 4 * SECTOR as u64));
-        file.set_len(0).unwrap();
-        address(&mut ata, 1, 1);
-        ata.write(STATUS, &[0x20]);
-        assert_eq!((inb(&mut ata, STATUS), inb(&mut ata, ERROR)), (READY | 1, error::UNC));
-    }
-
-    proptest! {
-        #[test]
-        fn no_guest_brings_the_drive_down(
-            accesses in prop::collection::vec((any::<bool>(), 0u64..8, any::<u32>(), 0usize..3), 0..400),
-        ) {
-            let mut ata = ata();
-            for (write, offset, value, size) in accesses {
-                let mut data = value.to_le_bytes();
-                // The bus lets no access reach past the last port.
-                let size = [1, 2, 4][size].min(8 - offset as usize);
-                match write {
-                    true => ata.write(offset, &data[..size]),
-                    false => ata.read(offset, &mut data[..size]),
-                }
-            }
-        }
+        let mut guest = Guest::new(FileSectors::new(file.try_clone().unwrap(), 4 * SECTOR as u64));
+        file.set_len(SECTOR as u64).unwrap();
+        guest.command(READ, 0, 4);
+        assert_eq!(guest.words(256), [0; SECTOR]);
+        assert_eq!(guest.failed(), (READY | ERR, UNC));
+        assert_eq!(guest.inb(LBA_LOW), 1);
     }
 }

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::acpi::{self, Pm1};
 use common::bus::{Bus, Interrupt, ports, shared};
 use common::cmos::{self, Cmos};
+use common::disk::{FileSectors, Sectors};
 use common::doorbell::{self, Doorbell};
 use common::hypercall::{self, DebugExit, ExitCode, Hypercall};
 use common::i8042::{self, I8042, SystemControl};
-use common::ide::{self, Ata, FileSectors, Sectors};
+use common::ide::{self, Drive};
 use common::panic_watch::PanicWatch;
 use common::run;
 use common::scratch::Scratch;
@@ -48,7 +49,6 @@ fn machine(disk: impl Sectors + 'static) -> (Bus, Vec<u64>) {
     tty.end_of_input();
     let line = || Line(AtomicU64::new(0));
     let (watch, _) = PanicWatch::new(io::sink(), stop.clone());
-    let disk = shared(Ata::new(disk));
     let hypercall = Hypercall::new(Arc::clone(&tty), ExitCode::default());
     let mut bus = Bus::new();
     let mut starts = Vec::new();
@@ -56,8 +56,6 @@ fn machine(disk: impl Sectors + 'static) -> (Bus, Vec<u64>) {
         starts.push(range.start);
         bus.insert("device", range, device).unwrap();
     };
-    plug(ports(ide::CONTROL_PORT, 1), shared(ide::Control(disk.clone())));
-    plug(ports(ide::PORT, ide::PORTS), disk);
     plug(ports(cmos::PORT, cmos::PORTS), shared(Cmos::new(64 << 20)));
     plug(ports(uart::COM1, uart::PORTS), shared(Uart::new(line(), watch)));
     let i8042 = shared(I8042::new(line(), stop.clone()));
@@ -71,6 +69,13 @@ fn machine(disk: impl Sectors + 'static) -> (Bus, Vec<u64>) {
     plug(DOORBELL..DOORBELL + doorbell::SIZE, shared(Doorbell::new(line())));
     plug(SCRATCH..SCRATCH + 0x25, shared(Scratch::new(0x25)));
     plug(SCREEN..SCREEN + text_screen::SIZE as u64, shared(TextScreen::new()));
+    // One channel with both drives, the other with one.
+    let drives =
+        vec![Drive::new(disk, "1"), Drive::new(vec![1; 512], "2"), Drive::new(vec![], "3")];
+    for (socket, drives) in ide::CHANNELS.into_iter().zip(ide::cables(drives)) {
+        starts.extend([socket.port, socket.control_port].map(u64::from));
+        ide::insert(&mut bus, socket, drives, line()).unwrap();
+    }
     (bus, starts)
 }
 
@@ -93,7 +98,10 @@ fn access() -> impl Strategy<Value = Access> {
     // The bytes are commands now and then: ATA's, and what ends a machine.
     let byte = prop_oneof![
         any::<u8>(),
-        prop::sample::select(vec![0x20_u8, 0x30, 0xE7, 0xEC, 0xE0, 0xFE, 0x04, 0x80, 0x10])
+        prop::sample::select(vec![
+            0x20_u8, 0x30, 0xE7, 0xEC, 0xE0, 0xFE, 0x04, 0x80, 0x10, 0x24, 0x29, 0x34, 0x39, 0x42,
+            0x91, 0xC4, 0xC5, 0xC6, 0xEF
+        ])
     ];
     (any::<prop::sample::Index>(), offset, size, count, any::<bool>(), byte).prop_map(
         |(device, offset, size, count, write, byte)| Access {

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use cli::{console, trace};
-use common::disk_image::{self, SECTOR};
-use common::ide::{Ata, FileSectors, Sectors};
+use common::disk::{FileSectors, SECTOR, Sectors};
+use common::ide::{self, Drive};
 use common::smp::MAX_CPUS;
-use common::{file, firmware};
+use common::{disk_image, file, firmware};
 
 /// Boots a disk: BIOS, boot sector, second stage, and the Rust kernel of stage 06.
 ///
@@ -29,21 +29,23 @@ The same image boots a PC, or QEMU:
                         -device isa-debug-exit,iobase=0xf4
 
 The machine: vCPUs with local APICs, IOAPIC, PICs and timer (PIT) in KVM, a text
-screen at 0xB8000, a serial port at 0x3F8 on line 4, an ATA disk at 0x1F0, a
-keyboard controller at 0x60 on line 1 and port 0x92 beside it (A20, reset), CMOS
-at 0x70, POST codes at 0x80, and port 0xF4, which ends it. The BIOS answers int
-10h to 13h, 15h, 16h and 18h to 1Ah; keys come from the serial port.")]
+screen at 0xB8000, a serial port at 0x3F8 on line 4, IDE disks at 0x1F0 on line
+14 and at 0x170 on line 15, a keyboard controller at 0x60 on line 1 and port 0x92
+beside it (A20, reset), CMOS at 0x70, POST codes at 0x80, and port 0xF4, which
+ends it. The BIOS answers int 10h to 13h, 15h, 16h and 18h to 1Ah; keys come from
+the serial port.")]
 pub struct Args {
-    /// The disk to boot, a flat image. Without it: our boot sector, second stage and kernel, in memory
-    #[arg(long, value_name = "FILE")]
-    disk: Option<PathBuf>,
+    /// A disk, a flat image; up to four: the primary channel's master, which is the one to boot, and slave,
+    /// then the secondary channel's. Without any: our boot sector, second stage and kernel, in memory
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<PathBuf>,
 
     /// Start without a disk, to see what the BIOS says
-    #[arg(long, conflicts_with = "disk")]
+    #[arg(long, conflicts_with = "disks")]
     no_disk: bool,
 
     /// Write the built-in disk to FILE and end
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["disk", "no_disk"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["disks", "no_disk"])]
     pub write_image: Option<PathBuf>,
 
     /// Another firmware than our BIOS: an image of 64, 128 or 256 KiB
@@ -81,15 +83,29 @@ pub enum Display {
 }
 
 impl Args {
-    /// The drive with the disk that was asked for.
-    pub fn drive(&self) -> Result<Option<Ata>> {
-        match &self.disk {
-            _ if self.no_disk => Ok(None),
-            Some(path) => {
-                open_disk(path).map(Some).with_context(|| format!("disk {}", path.display()))
-            }
-            None => insert(built_in_disk()?).map(Some),
+    /// The drives with the disks that were asked for. A BIOS would find out as well that it cannot boot the first
+    /// one, and say less.
+    pub fn drives(&self) -> Result<Vec<Drive>> {
+        if self.no_disk {
+            return Ok(Vec::new());
         }
+        if self.disks.is_empty() {
+            return Ok(vec![Drive::new(built_in_disk()?, "1")]);
+        }
+        if self.disks.len() > ide::DRIVES {
+            bail!("--disk is given {} times, expected at most {}", self.disks.len(), ide::DRIVES);
+        }
+        let drive = |(i, path): (usize, &PathBuf)| {
+            let disk = open_disk(path).and_then(|mut disk| {
+                if i == 0 {
+                    check_boot_sector(&mut disk)?;
+                }
+                Ok(disk)
+            });
+            let disk = disk.with_context(|| format!("disk {}", path.display()))?;
+            Ok(Drive::new(disk, &format!("{}", i + 1)))
+        };
+        self.disks.iter().enumerate().map(drive).collect()
     }
 
     /// The firmware that was asked for.
@@ -110,7 +126,7 @@ pub fn built_in_disk() -> Result<Vec<u8>> {
 }
 
 /// Opens a disk image, for writing if that is permitted.
-fn open_disk(path: &Path) -> Result<Ata> {
+fn open_disk(path: &Path) -> Result<FileSectors> {
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true);
     let (file, len) = match file::open_with(path, &mut options) {
@@ -118,13 +134,12 @@ fn open_disk(path: &Path) -> Result<Ata> {
         opened => opened?,
     };
     disk_image::check_length(len)?;
-    insert(FileSectors::new(file, len))
+    Ok(FileSectors::new(file, len))
 }
 
-/// Puts a disk into a drive, if it can be booted: a BIOS would find that out, too, and say less.
-fn insert(mut disk: impl Sectors + 'static) -> Result<Ata> {
+/// Looks whether a disk can be booted.
+fn check_boot_sector(disk: &mut impl Sectors) -> Result<()> {
     let mut boot_sector = [0; SECTOR];
     disk.read(0, &mut boot_sector).context("cannot read the first sector")?;
-    disk_image::check_boot_sector(&boot_sector)?;
-    Ok(Ata::new(disk))
+    Ok(disk_image::check_boot_sector(&boot_sector)?)
 }

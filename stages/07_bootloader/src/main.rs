@@ -35,7 +35,7 @@ fn machine(args: Args) -> Result<Ended> {
         file::write(path, &built_in_disk()?).with_context(|| path.display().to_string())?;
         return Ok(Ended::Well);
     }
-    let (drive, mut rom) = (args.drive()?, args.rom()?);
+    let (drives, mut rom) = (args.drives()?, args.rom()?);
     let kvm = kvm::open()?;
     if args.firmware.is_none() {
         mp_table::put_into(&mut rom, args.cpus, cpuid::signature(&kvm)?)?;
@@ -48,7 +48,7 @@ fn machine(args: Args) -> Result<Ended> {
     irqfd::create_pit(&vm)?;
     let vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
 
-    // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disk.
+    // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disks.
     let (stop, stopped) = run::stop();
     let console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, console.screen()));
@@ -63,10 +63,8 @@ fn machine(args: Args) -> Result<Ended> {
     let control = shared(SystemControl(i8042.clone()));
     ports.insert("port 92", bus::ports(i8042::SYSTEM_CONTROL_PORT, 1), control)?;
     ports.insert("keyboard controller", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
-    if let Some(drive) = drive {
-        let (ata, control) = (shared(drive), bus::ports(ide::CONTROL_PORT, 1));
-        ports.insert("disk control", control, shared(ide::Control(ata.clone())))?;
-        ports.insert("disk", bus::ports(ide::PORT, ide::PORTS), ata)?;
+    for (socket, drives) in ide::CHANNELS.into_iter().zip(ide::cables(drives)) {
+        ide::insert(&mut ports, socket, drives, Irqfd::new(&vm, socket.irq)?)?;
     }
 
     // Keys go in, the guest runs, and how it ended is how we end.

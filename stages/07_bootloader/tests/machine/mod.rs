@@ -6,7 +6,7 @@ use common::bus::{self, Bus, Device, Shared, shared};
 use common::cmos::{self, Cmos};
 use common::hypercall::{self, DebugExit};
 use common::i8042::{self, I8042, SystemControl};
-use common::ide::{self, Ata, Control};
+use common::ide::{self, Drive};
 use common::irqfd::{self, Irqfd};
 use common::memory::Ram;
 use common::run::{self, Ending, Stop, Stopped};
@@ -32,11 +32,10 @@ pub fn run<Serial: Device + 'static>(
     let serial = prepare(&ram, Irqfd::new(&vm, uart::COM1_IRQ).unwrap());
 
     let cmos = Cmos::new(memory).with_serial_console(true);
-    let ata = shared(Ata::new(disk));
     let mut ports = Bus::new();
-    let control = shared(Control(ata.clone()));
-    ports.insert("disk", bus::ports(ide::PORT, ide::PORTS), ata).unwrap();
-    ports.insert("control", bus::ports(ide::CONTROL_PORT, 1), control).unwrap();
+    let primary = ide::CHANNELS[0];
+    let line = Irqfd::new(&vm, primary.irq).unwrap();
+    ide::insert(&mut ports, primary, (Drive::new(disk, "1"), None), line).unwrap();
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos)).unwrap();
     ports.insert("serial", bus::ports(uart::COM1, uart::PORTS), serial).unwrap();
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop.clone()))).unwrap();
