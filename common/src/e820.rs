@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::layout::{ACPI_TABLES, EBDA, HIGH_MEMORY, VGA_HOLE};
 use crate::memory::Ram;
@@ -40,13 +40,16 @@ const FIRST_MEGABYTE: [Entry; 3] = [
 /// The map of a guest's RAM: all of it, without the parts of the first megabyte that belong to firmware.
 /// Sorted by address, without overlap.
 pub fn map(ram: &Ram) -> Vec<Entry> {
-    let regions: Vec<Range<u64>> = ram
-        .iter()
-        .map(|region| region.start_addr().0..region.start_addr().0 + region.len())
-        .collect();
+    let region =
+        |region: &GuestRegionMmap| region.start_addr().0..region.start_addr().0 + region.len();
+    map_ranges(ram.iter().map(region))
+}
+
+/// The same for a guest whose RAM is known by its ranges alone, in the order of their addresses.
+pub fn map_ranges(ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<Entry> {
     let high = [Entry { range: HIGH_MEMORY.0..u64::MAX, kind: Kind::Ram }];
     let mut entries = Vec::new();
-    for region in regions {
+    for region in ranges {
         for Entry { range, kind } in FIRST_MEGABYTE.iter().chain(&high) {
             let range = range.start.max(region.start)..range.end.min(region.end);
             if !range.is_empty() {

@@ -5,10 +5,12 @@
 //! "Program Loading".)
 
 use std::io::{self, Read, Seek, SeekFrom};
+use std::mem::offset_of;
 use std::ops::Range;
 
 use linux_loader::elf::{
-    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD,
+    EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_386, EM_X86_64, ET_EXEC, Elf64_Ehdr,
+    Elf64_Phdr, PT_LOAD,
 };
 use thiserror::Error;
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryError, ReadVolatile};
@@ -92,6 +94,142 @@ impl Blamed for Error {
     }
 }
 
+/// The header of a 32-bit file (System V ABI, "ELF Header").
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Elf32Ehdr {
+    e_ident: [u8; 16],
+    e_type: u16,
+    e_machine: u16,
+    e_version: u32,
+    e_entry: u32,
+    e_phoff: u32,
+    e_shoff: u32,
+    e_flags: u32,
+    e_ehsize: u16,
+    e_phentsize: u16,
+    e_phnum: u16,
+    e_shentsize: u16,
+    e_shnum: u16,
+    e_shstrndx: u16,
+}
+
+/// A program header of a 32-bit file, whose fields are in another order than in a 64-bit one.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Elf32Phdr {
+    p_type: u32,
+    p_offset: u32,
+    p_vaddr: u32,
+    p_paddr: u32,
+    p_filesz: u32,
+    p_memsz: u32,
+    p_flags: u32,
+    p_align: u32,
+}
+
+const _: () = assert!(size_of::<Elf32Ehdr>() == 52 && offset_of!(Elf32Ehdr, e_phentsize) == 42);
+const _: () = assert!(size_of::<Elf32Phdr>() == 32 && offset_of!(Elf32Phdr, p_memsz) == 20);
+
+#[expect(unsafe_code, reason = "the header is read as bytes")]
+// SAFETY: integers and an array of bytes without padding between them, as the size above says.
+unsafe impl ByteValued for Elf32Ehdr {}
+#[expect(unsafe_code, reason = "the header is read as bytes")]
+// SAFETY: as above.
+unsafe impl ByteValued for Elf32Phdr {}
+
+/// What both kinds of header say.
+struct Header {
+    ident: [u8; 16],
+    kind: u16,
+    machine: u16,
+    entry: u64,
+    /// Where the program headers are, how many, and the size of one.
+    table: u64,
+    count: u16,
+    size: u16,
+}
+
+impl From<Elf64_Ehdr> for Header {
+    fn from(header: Elf64_Ehdr) -> Self {
+        Self {
+            ident: header.e_ident,
+            kind: header.e_type,
+            machine: header.e_machine,
+            entry: header.e_entry,
+            table: header.e_phoff,
+            count: header.e_phnum,
+            size: header.e_phentsize,
+        }
+    }
+}
+
+impl From<Elf32Ehdr> for Header {
+    fn from(header: Elf32Ehdr) -> Self {
+        Self {
+            ident: header.e_ident,
+            kind: header.e_type,
+            machine: header.e_machine,
+            entry: header.e_entry.into(),
+            table: header.e_phoff.into(),
+            count: header.e_phnum,
+            size: header.e_phentsize,
+        }
+    }
+}
+
+/// What both kinds of program header say.
+struct Segment {
+    kind: u32,
+    offset: u64,
+    paddr: u64,
+    filesz: u64,
+    memsz: u64,
+}
+
+impl From<Elf64_Phdr> for Segment {
+    fn from(header: Elf64_Phdr) -> Self {
+        Self {
+            kind: header.p_type,
+            offset: header.p_offset,
+            paddr: header.p_paddr,
+            filesz: header.p_filesz,
+            memsz: header.p_memsz,
+        }
+    }
+}
+
+impl From<Elf32Phdr> for Segment {
+    fn from(header: Elf32Phdr) -> Self {
+        Self {
+            kind: header.p_type,
+            offset: header.p_offset.into(),
+            paddr: header.p_paddr.into(),
+            filesz: header.p_filesz.into(),
+            memsz: header.p_memsz.into(),
+        }
+    }
+}
+
+/// Numbers that tell the kinds of file apart, and how an error names them.
+struct Format {
+    class: (u64, &'static str),
+    machine: (u16, &'static str),
+    program_header: (u16, &'static str),
+}
+
+const X86_64: Format = Format {
+    class: (ELFCLASS64 as u64, "2 (64-bit)"),
+    machine: (EM_X86_64, "62 (x86-64)"),
+    program_header: (size_of::<Elf64_Phdr>() as u16, "56"),
+};
+
+const I386: Format = Format {
+    class: (ELFCLASS32 as u64, "1 (32-bit)"),
+    machine: (EM_386, "3 (80386)"),
+    program_header: (size_of::<Elf32Phdr>() as u16, "32"),
+};
+
 /// A program in guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -109,24 +247,48 @@ pub fn load<F>(ram: &Ram, file: &mut F, allowed: Range<u64>) -> Result<Image, Er
 where
     F: Read + Seek + ReadVolatile,
 {
+    load_as::<F, Elf64_Ehdr, Elf64_Phdr>(ram, file, &X86_64, allowed)
+}
+
+/// The same for a 32-bit file, for the 80386 and what came after it.
+pub fn load_32<F>(ram: &Ram, file: &mut F, allowed: Range<u64>) -> Result<Image, Error>
+where
+    F: Read + Seek + ReadVolatile,
+{
+    load_as::<F, Elf32Ehdr, Elf32Phdr>(ram, file, &I386, allowed)
+}
+
+fn load_as<F, Ehdr, Phdr>(
+    ram: &Ram,
+    file: &mut F,
+    format: &Format,
+    allowed: Range<u64>,
+) -> Result<Image, Error>
+where
+    F: Read + Seek + ReadVolatile,
+    Ehdr: ByteValued + Default + Into<Header>,
+    Phdr: ByteValued + Default + Into<Segment>,
+{
     let len = file.seek(SeekFrom::End(0))?;
     let inside = |what, start: u64, size: u64| match start.checked_add(size) {
         Some(end) if end <= len => Ok(start),
         end => Err(Error::Truncated { what, end: end.unwrap_or(u64::MAX), len }),
     };
 
-    let mut header = Elf64_Ehdr::default();
-    file.seek(SeekFrom::Start(inside("the ELF header", 0, size_of::<Elf64_Ehdr>() as u64)?))?;
+    let mut header = Ehdr::default();
+    file.seek(SeekFrom::Start(inside("the ELF header", 0, size_of::<Ehdr>() as u64)?))?;
     file.read_exact(header.as_mut_slice())?;
-    check(&header)?;
+    let header: Header = header.into();
+    check(&header, format)?;
 
-    let table = u64::from(header.e_phnum) * size_of::<Elf64_Phdr>() as u64;
-    file.seek(SeekFrom::Start(inside("the table of segments", header.e_phoff, table)?))?;
+    let table = u64::from(header.count) * size_of::<Phdr>() as u64;
+    file.seek(SeekFrom::Start(inside("the table of segments", header.table, table)?))?;
     let mut segments = Vec::new();
-    for _ in 0..header.e_phnum {
-        let mut segment = Elf64_Phdr::default();
+    for _ in 0..header.count {
+        let mut segment = Phdr::default();
         file.read_exact(segment.as_mut_slice())?;
-        if segment.p_type == PT_LOAD && segment.p_memsz > 0 {
+        let segment: Segment = segment.into();
+        if segment.kind == PT_LOAD && segment.memsz > 0 {
             segments.push(segment);
         }
     }
@@ -134,40 +296,38 @@ where
     let (mut lowest, mut highest) = (u64::MAX, 0);
     let mut has_entry = false;
     for segment in &segments {
-        let Elf64_Phdr { p_paddr: start, p_offset, p_filesz: filesz, p_memsz: memsz, .. } =
-            *segment;
+        let Segment { paddr: start, offset, filesz, memsz, .. } = *segment;
         if filesz > memsz {
             return Err(Error::Segment { filesz, memsz });
         }
-        inside("a segment", p_offset, filesz)?;
+        inside("a segment", offset, filesz)?;
         let end = start.checked_add(memsz).filter(|end| *end <= allowed.end);
         let Some(end) = end.filter(|_| start >= allowed.start) else {
             return Err(Error::Place { start, size: memsz, allowed });
         };
-        has_entry |= (start..end).contains(&header.e_entry);
+        has_entry |= (start..end).contains(&header.entry);
         (lowest, highest) = (start.min(lowest), end.max(highest));
     }
     if !has_entry {
-        return Err(Error::Entry(header.e_entry));
+        return Err(Error::Entry(header.entry));
     }
     // So no more is read than there is memory, however many segments name the same part of the file.
-    segments.sort_by_key(|segment| segment.p_paddr);
+    segments.sort_by_key(|segment| segment.paddr);
     for pair in segments.windows(2) {
-        if pair[1].p_paddr - pair[0].p_paddr < pair[0].p_memsz {
-            return Err(Error::Overlap(pair[1].p_paddr));
+        if pair[1].paddr - pair[0].paddr < pair[0].memsz {
+            return Err(Error::Overlap(pair[1].paddr));
         }
     }
     for segment in &segments {
-        file.seek(SeekFrom::Start(segment.p_offset))?;
-        let to = GuestAddress(segment.p_paddr);
-        read_exact(ram, to, file, segment.p_filesz as usize)?;
+        file.seek(SeekFrom::Start(segment.offset))?;
+        read_exact(ram, GuestAddress(segment.paddr), file, segment.filesz as usize)?;
     }
-    Ok(Image { entry: GuestAddress(header.e_entry), range: lowest..highest })
+    Ok(Image { entry: GuestAddress(header.entry), range: lowest..highest })
 }
 
-/// Whether this is a 64-bit little-endian x86-64 executable with program headers of the known size.
-fn check(header: &Elf64_Ehdr) -> Result<(), Error> {
-    let ident = header.e_ident;
+/// Whether this is a little-endian executable of this format with program headers of the known size.
+fn check(header: &Header, format: &Format) -> Result<(), Error> {
+    let ident = header.ident;
     if ident[..4] != MAGIC {
         return Err(Error::Magic { found: [ident[0], ident[1], ident[2], ident[3]] });
     }
@@ -176,16 +336,16 @@ fn check(header: &Elf64_Ehdr) -> Result<(), Error> {
         false => Err(Error::Header { what, found, expected }),
     };
     let class = ident[EI_CLASS].into();
-    expect("the ELF class", class, class == u64::from(ELFCLASS64), "2 (64-bit)")?;
+    expect("the ELF class", class, class == format.class.0, format.class.1)?;
     let order = ident[EI_DATA].into();
     expect("the byte order", order, order == u64::from(ELFDATA2LSB), "1 (little-endian)")?;
-    let machine = header.e_machine;
-    expect("the machine", machine.into(), machine == EM_X86_64, "62 (x86-64)")?;
-    let kind = header.e_type;
+    let (machine, known) = (header.machine, format.machine);
+    expect("the machine", machine.into(), machine == known.0, known.1)?;
+    let kind = header.kind;
     expect("the file type", kind.into(), kind == ET_EXEC, "2 (executable)")?;
-    let (size, known) = (header.e_phentsize, size_of::<Elf64_Phdr>());
-    expect("a program header's size", size.into(), usize::from(size) == known, "56")?;
-    let count = header.e_phnum;
+    let (size, known) = (header.size, format.program_header);
+    expect("a program header's size", size.into(), size == known.0, known.1)?;
+    let count = header.count;
     let ok = (1..=MAX_PROGRAM_HEADERS).contains(&count);
     expect("the number of program headers", count.into(), ok, "1 to 64")
 }
@@ -312,7 +472,72 @@ mod tests {
         }
     }
 
+    /// A 32-bit file with one segment whose bytes are `content`.
+    fn elf_32(content: &[u8], paddr: u32, memsz: u32) -> Vec<u8> {
+        let mut header = Elf32Ehdr {
+            e_type: ET_EXEC,
+            e_machine: EM_386,
+            e_entry: paddr,
+            e_phoff: 52,
+            e_phentsize: 32,
+            e_phnum: 1,
+            ..Default::default()
+        };
+        header.e_ident[..4].copy_from_slice(&MAGIC);
+        header.e_ident[EI_CLASS] = ELFCLASS32;
+        header.e_ident[EI_DATA] = ELFDATA2LSB;
+        let segment = Elf32Phdr {
+            p_type: PT_LOAD,
+            p_offset: 52 + 32,
+            // Kernels run elsewhere than where they are loaded.
+            p_vaddr: paddr | 1 << 31,
+            p_paddr: paddr,
+            p_filesz: content.len() as u32,
+            p_memsz: memsz,
+            ..Default::default()
+        };
+        [header.as_slice(), segment.as_slice(), content].concat()
+    }
+
+    #[test]
+    fn a_32_bit_file_is_loaded_as_one_and_not_as_the_other() {
+        let (ram, file) = (ram(), elf_32(b"kernel", 0x20_0000, 0x1000));
+        let image = load_32(&ram, &mut Cursor::new(&file), ALLOWED).unwrap();
+        assert_eq!(image, Image { entry: GuestAddress(0x20_0000), range: 0x20_0000..0x20_1000 });
+        let mut bytes = [0; 8];
+        ram.read_slice(&mut bytes, image.entry).unwrap();
+        assert_eq!(&bytes, b"kernel\0\0");
+        assert_eq!(
+            load_bytes(&file).unwrap_err().to_string(),
+            "the ELF class is 1, expected 2 (64-bit)"
+        );
+        let refused = |file: &[u8]| load_32(&ram, &mut Cursor::new(file), ALLOWED).unwrap_err();
+        let other = elf(b"kernel", 0x20_0000, 0x1000);
+        assert_eq!(refused(&other).to_string(), "the ELF class is 2, expected 1 (32-bit)");
+        for len in 0..file.len() {
+            assert!(matches!(refused(&file[..len]), Error::Truncated { .. }), "{len}");
+        }
+        for (paddr, memsz) in [(0xF_F000, 16), (0x3F_FFFF, 16), (u32::MAX, u32::MAX)] {
+            let error = refused(&elf_32(b"kernel", paddr, memsz));
+            assert!(matches!(error, Error::Place { .. }), "{paddr:#x}: {error}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_32_bit_header_brings_the_loader_down(
+            changes in prop::collection::vec((0usize..84, any::<u8>()), 0..12),
+        ) {
+            let mut file = elf_32(b"kernel", 0x20_0000, 0x1000);
+            for (at, value) in changes {
+                file[at] = value;
+            }
+            if let Ok(image) = load_32(&ram(), &mut Cursor::new(file), ALLOWED) {
+                prop_assert!(ALLOWED.start <= image.range.start && image.range.end <= ALLOWED.end);
+                prop_assert!(image.range.contains(&image.entry.0));
+            }
+        }
+
         #[test]
         fn no_header_brings_the_loader_down(
             changes in prop::collection::vec((0usize..120, any::<u8>()), 0..12),

@@ -71,6 +71,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage07")]
         mp_table,
         #[cfg(feature = "stage07")]
+        multiboot,
+        #[cfg(feature = "stage07")]
         smp,
         #[cfg(feature = "stage08")]
         acpi,

@@ -8,10 +8,11 @@
 //!         0x1000  | flat guests of 03 to 05  |  PROGRAM
 //!         0x6000  | what a guest recorded    |  RECORDS           06: the climb and its like
 //!         0x7000  | boot info, boot_params   |  BOOT_INFO         06: the Rust kernel
+//!                 |                          |  MULTIBOOT_INFO    07: multiboot kernels
 //!                 |                          |  BOOT_PARAMS       08: Linux
 //!         0x7C00  | boot sector              |  BOOT_SECTOR       07: what a BIOS loads
 //!         0x9000  | page tables              |  BOOT_PAGE_TABLES  06, 08: long mode
-//!        0x2_0000 | kernel command line      |  CMDLINE           08: Linux
+//!        0x2_0000 | kernel command line      |  CMDLINE           07: multiboot, 08: Linux
 //!        0x9_FC00 | extended BIOS data       |  EBDA
 //!        0xA_0000 +--------------------------+  VGA_HOLE, SCRATCH  05: MMIO
 //!        0xB_8000 | text screen              |  TEXT_SCREEN        05: MMIO
@@ -58,17 +59,23 @@ pub const RECORDS: GuestAddress = GuestAddress(0x6000);
 /// What the Rust kernel of stage 06 is told about its machine, with the memory map behind it.
 pub const BOOT_INFO: GuestAddress = GuestAddress(0x7000);
 
+/// What a multiboot kernel (stage 07) is told about its machine, with the memory map behind it.
+pub const MULTIBOOT_INFO: GuestAddress = GuestAddress(0x7000);
+
 /// The page of parameters that a boot loader fills for Linux: `struct boot_params`, the "zero page".
 pub const BOOT_PARAMS: GuestAddress = GuestAddress(0x7000);
 
 /// Where a BIOS loads the first sector of a disk, and jumps to (stage 07).
 pub const BOOT_SECTOR: GuestAddress = GuestAddress(0x7C00);
 
-/// The Linux kernel's command line, up to [`CMDLINE_SIZE`] bytes with its NUL.
+/// A kernel's command line, up to [`CMDLINE_SIZE`] bytes with its NUL.
 pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 
 /// How much room there is for it.
 pub const CMDLINE_SIZE: u64 = 0x1_0000;
+
+/// The BIOS data area, which a BIOS fills for the programs that it starts.
+pub const BDA: GuestAddress = GuestAddress(0x400);
 
 /// End of the RAM below 1 MiB that a PC gives to its software: here the extended BIOS data area begins.
 pub const EBDA: GuestAddress = GuestAddress(0x9_FC00);

@@ -23,6 +23,7 @@ Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
      07_bootloader --write-image boot.img    the disk as a file, for hexdump -C
      07_bootloader --disk boot.img           boot it, or another flat image
      07_bootloader --exit-when '> ' --stats  how many exits a boot costs
+     07_bootloader --kernel FILE             no BIOS: the host is the boot loader
 
 The same image boots a PC, or QEMU:
      qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
@@ -47,6 +48,21 @@ pub struct Args {
     /// Write the built-in disk to FILE and end
     #[arg(long, value_name = "FILE", conflicts_with_all = ["disks", "no_disk"])]
     pub write_image: Option<PathBuf>,
+
+    /// Start no BIOS, but enter this kernel as a Multiboot loader does: a 32-bit ELF file, or one with addresses in
+    /// its header. There is no built-in disk then
+    #[arg(long, value_name = "FILE", conflicts_with = "firmware")]
+    pub kernel: Option<PathBuf>,
+
+    /// What the kernel gets for a command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub append: String,
 
     /// Another firmware than our BIOS: an image of 64, 128 or 256 KiB
     #[arg(long, value_name = "FILE")]
@@ -86,7 +102,7 @@ impl Args {
     /// The drives with the disks that were asked for. A BIOS would find out as well that it cannot boot the first
     /// one, and say less.
     pub fn drives(&self) -> Result<Vec<Drive>> {
-        if self.no_disk {
+        if self.no_disk || self.kernel.is_some() && self.disks.is_empty() {
             return Ok(Vec::new());
         }
         if self.disks.is_empty() {
@@ -97,7 +113,7 @@ impl Args {
         }
         let drive = |(i, path): (usize, &PathBuf)| {
             let disk = open_disk(path).and_then(|mut disk| {
-                if i == 0 {
+                if i == 0 && self.kernel.is_none() {
                     check_boot_sector(&mut disk)?;
                 }
                 Ok(disk)

@@ -23,7 +23,7 @@ use common::layout::TEXT_SCREEN;
 use common::memory::Ram;
 use common::text_screen::{self, TextScreen};
 use common::uart::{self, Uart};
-use common::{cpuid, file, ide, kvm, mp_table, run, smp};
+use common::{cpuid, file, ide, kvm, mp_table, multiboot, run, smp};
 use vm_memory::Bytes;
 
 fn main() -> ExitCode {
@@ -47,6 +47,11 @@ fn machine(args: Args) -> Result<Ended> {
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
     let vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
+    if let Some(kernel) = &args.kernel {
+        // Unless the host is the boot loader.
+        multiboot::boot(&vcpus[0], &vm.ram(), args.memory, kernel, &args.append)
+            .with_context(|| format!("kernel {}", kernel.display()))?;
+    }
 
     // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disks.
     let (stop, stopped) = run::stop();
@@ -75,7 +80,7 @@ fn machine(args: Args) -> Result<Ended> {
         write!(console.screen(), "{}\r\n", screen(&vm.ram())?)?;
     }
     let ended = console.finish(&ending, &exits);
-    if matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {
+    if args.kernel.is_none() && matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {
         cli::eprintln!("the last POST code was {:02X}h", post.last());
     }
     Ok(ended)

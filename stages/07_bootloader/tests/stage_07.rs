@@ -2,6 +2,7 @@
 
 mod bios;
 mod machine;
+mod multiboot;
 mod smp;
 
 use std::fs::{self, File};
