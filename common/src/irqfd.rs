@@ -54,9 +54,10 @@ pub fn create_irqchip(vm: &Vm) -> Result<(), Error> {
     vm.fd().create_irq_chip().map_err(|source| Error::Ioctl { ioctl: "KVM_CREATE_IRQCHIP", source })
 }
 
-/// Puts an i8254 timer (PIT) into the VM, at ports 0x40 to 0x43 and on line 0, and with it the bit of port
-/// 0x61 through which its third channel is read: Linux measures its clocks against that
-/// (`KVM_CREATE_PIT2`, KVM API 4.71). Needs [`create_irqchip`].
+/// Puts an i8254 timer (PIT) into the VM, at ports 0x40 to 0x43 and on line 0, and with it port 0x61: the
+/// gate and the output of its third channel, against which Linux measures its clocks, the bit that connects a
+/// speaker, which nobody hears, and one that toggles as memory's refresh did (`KVM_CREATE_PIT2` with
+/// `KVM_PIT_SPEAKER_DUMMY`, KVM API 4.71). Needs [`create_irqchip`].
 pub fn create_pit(vm: &Vm) -> Result<(), Error> {
     let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.fd().create_pit2(config).map_err(|source| Error::Ioctl { ioctl: "KVM_CREATE_PIT2", source })

@@ -22,6 +22,7 @@ use common::serial::{self, Serial};
 use common::teletype::Teletype;
 use common::text_screen::{self, TextScreen};
 use common::uart::{self, Uart};
+use common::vga::{self, Vga};
 use proptest::prelude::*;
 
 /// Where the tests put the devices that have no port, and the hand-written serial port beside the other one.
@@ -61,6 +62,7 @@ fn machine(disk: impl Sectors + 'static) -> (Bus, Vec<u64>) {
     let i8042 = shared(I8042::new(line(), stop.clone()));
     plug(ports(i8042::SYSTEM_CONTROL_PORT, 1), shared(SystemControl(i8042.clone())));
     plug(ports(i8042::PORT, i8042::PORTS), i8042);
+    plug(ports(vga::PORT, vga::PORTS), shared(Vga::default()));
     plug(ports(acpi::PM1_PORT, acpi::PM1_PORTS), shared(Pm1::new(stop.clone())));
     plug(hypercall::PORTS, shared(hypercall));
     plug(hypercall::DEBUG_EXIT, shared(DebugExit(stop)));

@@ -23,6 +23,7 @@ use common::layout::TEXT_SCREEN;
 use common::memory::Ram;
 use common::text_screen::{self, TextScreen};
 use common::uart::{self, Uart};
+use common::vga::{self, Vga};
 use common::{cpuid, file, ide, kvm, mp_table, multiboot, run, smp};
 use vm_memory::Bytes;
 
@@ -63,6 +64,7 @@ fn machine(args: Args) -> Result<Ended> {
     ports.insert("POST code", bus::ports(POST_PORT, 1), shared(post.clone()))?;
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos))?;
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
+    ports.insert("VGA", bus::ports(vga::PORT, vga::PORTS), shared(Vga::default()))?;
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop.clone())))?;
     let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop));
     let control = shared(SystemControl(i8042.clone()));

@@ -12,8 +12,8 @@ use std::sync::mpsc::{Sender, channel};
 use common::bus::{Device, shared};
 use common::disk_image::{self, SECTOR};
 use common::hypercall;
-use common::memory::Ram;
 use common::run::{self, Ending, Stop, Stopped};
+use machine::Parts;
 use testkit::{Program, Ran};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -113,7 +113,7 @@ impl Device for Serial {
 fn run_with(
     serial: impl Device + 'static,
     ends: (Stop, Stopped),
-) -> (Ram, Result<Ending, run::Error>) {
+) -> (Parts, Result<Ending, run::Error>) {
     machine::run(built_in_disk(), 64 << 20, ends, |_, _| shared(serial))
 }
 
@@ -136,7 +136,7 @@ fn what_is_in_memory_is_what_was_on_the_disk() {
     let (stop, stopped) = run::stop();
     let (lines, printed) = channel();
     let serial = Serial { printed: String::new(), stop: stop.clone(), lines };
-    let (ram, ending) = run_with(serial, (stop, stopped));
+    let (Parts { ram, .. }, ending) = run_with(serial, (stop, stopped));
     assert_eq!(ending.unwrap(), Ending::Left, "{:?}", printed.try_recv());
 
     // The second stage, header included, stands at 0x8000 as on the disk.
@@ -273,6 +273,12 @@ fn a_boot_sector_may_spin_or_crash() {
     let crash = [0x2E, 0x0F, 0x01, 0x1E, 0x20, 0x7C, 0x0F, 0x0B];
     let crash = disks.write("crash", &sector(&crash));
     boot(&crash).ended(1).stderr_has("the guest crashed: triple fault");
+}
+
+#[test]
+fn the_old_ports_do_what_programs_wait_for() {
+    let disks = Disks::new();
+    boot(&disks.write("ports", asm::boot::PORTS)).ended(0);
 }
 
 #[test]

@@ -12,9 +12,10 @@ use common::layout::{TEXT_SCREEN, ram_ranges};
 use common::memory::Ram;
 use common::run::{self, Ending};
 use common::uart::{self, Uart};
+use common::vga::Picture;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use crate::machine;
+use crate::machine::{self, Parts};
 
 /// A call: its interrupt, and the registers before or after it. As `services.asm` has it.
 #[repr(C)]
@@ -83,7 +84,7 @@ impl Write for Screen {
 /// What a list of calls has done.
 struct Done {
     calls: Vec<Call>,
-    ram: Ram,
+    parts: Parts,
     /// What came out of the serial port, behind the BIOS's own greeting.
     printed: String,
 }
@@ -91,8 +92,13 @@ struct Done {
 impl Done {
     fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        self.parts.ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();
         bytes
+    }
+
+    /// Row and column of the cursor that one sees.
+    fn cursor(&self) -> Option<(usize, usize)> {
+        Picture::take(&self.parts.vga, &self.parts.ram).unwrap().cursor
     }
 
     /// Cells of the text screen.
@@ -120,7 +126,8 @@ impl Machine {
     fn make(self, data: &[u8], calls: &[Call]) -> Done {
         let screen = Screen::default();
         let disk = [asm::boot::SERVICES, &self.disk].concat();
-        let (ram, ending) = machine::run(disk, self.memory, run::stop(), |ram, line| {
+        let (parts, ending) = machine::run(disk, self.memory, run::stop(), |parts, line| {
+            let ram = &parts.ram;
             ram.write_slice(data, GuestAddress(DATA)).unwrap();
             ram.write_slice(
                 calls.iter().flat_map(|c| c.as_slice()).copied().collect::<Vec<_>>().as_slice(),
@@ -138,10 +145,10 @@ impl Machine {
         assert_eq!(ending.unwrap(), Ending::Exited(0), "{printed}");
         let mut done = vec![Call::default(); calls.len()];
         for (at, call) in (LIST.0..).step_by(size_of::<Call>()).zip(&mut done) {
-            *call = ram.read_obj(GuestAddress(at)).unwrap();
+            *call = parts.ram.read_obj(GuestAddress(at)).unwrap();
         }
         let (_, printed) = printed.split_once("of memory\r\n").expect("the BIOS's greeting");
-        Done { calls: done, ram, printed: printed.to_owned() }
+        Done { calls: done, parts, printed: printed.to_owned() }
     }
 }
 
@@ -177,6 +184,7 @@ fn int_10_writes_on_the_screen_and_on_the_serial_port() {
     assert_eq!(c[6].edx, 7 << 8 | 3, "09h leaves the cursor where it is");
     assert_eq!(c[8].edx, 5 << 8 | 13);
     assert_eq!(c[12].edx, 5 << 8 | 13);
+    assert_eq!(done.cursor(), Some((5, 13)));
     assert_eq!(done.cells(1, 0, 1), *b"x\x07");
     assert_eq!(done.cells(6, 3, 5), *b"*\x0C*\x0C*\x0C*\x0C \x07", "scrolled from row 7");
     assert_eq!(done.cells(7, 2, 3), *b" \x07 \x20 \x20", "what came free");
@@ -201,12 +209,16 @@ fn int_10_wraps_scrolls_and_clears() {
     let wrapped = format!("{}\r\n-{}z\x08", "-".repeat(80), "\n".repeat(30));
     assert_eq!(done.printed, wrapped);
 
-    calls.push(call(0x10, 0x0003));
-    calls.push(call(0x10, 0x0300));
+    // The cursor gets all lines of its cell, and none at last.
+    let shape = |cx| Call { ecx: cx, ..call(0x10, 0x0100) };
+    calls.extend([shape(0x0007), call(0x10, 0x0003), call(0x10, 0x0300)]);
     let done = Machine::default().make(b"", &calls);
     assert_eq!(done.calls.last().unwrap().edx, 0);
     assert_eq!(done.bytes(TEXT_SCREEN.0, 4000), b" \x07".repeat(2000));
     assert!(done.printed.ends_with("\x1b[H\x1b[2J"), "{:?}", done.printed);
+    assert_eq!(done.cursor(), Some((0, 0)));
+    calls.push(shape(0x2607));
+    assert_eq!(Machine::default().make(b"", &calls).cursor(), None);
 }
 
 #[test]

@@ -10,26 +10,36 @@ use common::ide::{self, Drive};
 use common::irqfd::{self, Irqfd};
 use common::memory::Ram;
 use common::run::{self, Ending, Stop, Stopped};
+use common::vga::{self, Vga};
 use common::{firmware, kvm, smp, uart};
 
 /// As much memory as a machine really has: the host of a test may have little.
 const MOST: u64 = 64 << 20;
 
+/// What a test sees of the machine.
+pub struct Parts {
+    pub ram: Ram,
+    pub i8042: Shared<I8042>,
+    pub vga: Shared<Vga>,
+}
+
 /// Runs a machine with our BIOS and `disk` up to its end. Its CMOS says that it has `memory` bytes. `prepare` gets
-/// its memory before and makes the serial port.
+/// its parts before and makes the serial port.
 pub fn run<Serial: Device + 'static>(
     disk: Vec<u8>,
     memory: u64,
     (stop, stopped): (Stop, Stopped),
-    prepare: impl FnOnce(&Ram, Irqfd) -> Shared<Serial>,
-) -> (Ram, Result<Ending, run::Error>) {
+    prepare: impl FnOnce(&Parts, Irqfd) -> Shared<Serial>,
+) -> (Parts, Result<Ending, run::Error>) {
     let kvm = kvm::open().unwrap();
     let vm = firmware::create_vm(&kvm, memory.min(MOST), asm::bios::BIOS).unwrap();
     irqfd::create_irqchip(&vm).unwrap();
     irqfd::create_pit(&vm).unwrap();
     let vcpus = smp::create_vcpus(&kvm, &vm, 1).unwrap();
-    let ram = vm.ram();
-    let serial = prepare(&ram, Irqfd::new(&vm, uart::COM1_IRQ).unwrap());
+    let line = Irqfd::new(&vm, i8042::IRQ).unwrap();
+    let i8042 = shared(I8042::new(line, stop.clone()));
+    let parts = Parts { ram: vm.ram(), i8042, vga: shared(Vga::default()) };
+    let serial = prepare(&parts, Irqfd::new(&vm, uart::COM1_IRQ).unwrap());
 
     let cmos = Cmos::new(memory).with_serial_console(true);
     let mut ports = Bus::new();
@@ -38,11 +48,12 @@ pub fn run<Serial: Device + 'static>(
     ide::insert(&mut ports, primary, (Drive::new(disk, "1"), None), line).unwrap();
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos)).unwrap();
     ports.insert("serial", bus::ports(uart::COM1, uart::PORTS), serial).unwrap();
-    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop.clone()))).unwrap();
-    let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ).unwrap(), stop));
-    let control = shared(SystemControl(i8042.clone()));
+    ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop))).unwrap();
+    let control = shared(SystemControl(parts.i8042.clone()));
     ports.insert("port 92", bus::ports(i8042::SYSTEM_CONTROL_PORT, 1), control).unwrap();
+    let i8042 = parts.i8042.clone();
     ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042).unwrap();
+    ports.insert("VGA", bus::ports(vga::PORT, vga::PORTS), parts.vga.clone()).unwrap();
     let limit = Some(Duration::from_secs(60));
-    (ram, run::run(vcpus, ports, Bus::new(), stopped, limit, None).map(|(ending, _)| ending))
+    (parts, run::run(vcpus, ports, Bus::new(), stopped, limit, None).map(|(ending, _)| ending))
 }
