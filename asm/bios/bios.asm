@@ -22,7 +22,9 @@ BIOS        equ 0xF000          ; our segment
 %include "transfer.inc"         ; sectors to and from them
 %include "int13.inc"            ; disks: by cylinders, heads and sectors,
 %include "int13_extended.inc"   ; and by linear addresses
-%include "int15.inc"            ; the memory map and other services of the AT
+%include "int14.inc"            ; serial ports (and int 17h: no printers)
+%include "int15.inc"            ; the memory map and other services of the AT,
+%include "apm.inc"              ; of which turning it off is one
 %include "int16.inc"            ; the keyboard
 %include "int19.inc"            ; boot (and int 18h: nothing to boot)
 %include "int1a.inc"            ; the time

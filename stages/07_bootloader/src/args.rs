@@ -33,8 +33,8 @@ The machine: vCPUs with local APICs, IOAPIC, PICs and timer (PIT) in KVM, a text
 screen at 0xB8000 and its registers at 0x3C0, a keyboard controller at 0x60 on
 line 1 and port 0x92 beside it (A20, reset), a serial port at 0x3F8 on line 4,
 IDE disks at 0x1F0 on line 14 and at 0x170 on line 15, CMOS at 0x70, POST codes
-at 0x80, and port 0xF4, which ends it. The BIOS answers int 10h to 13h, 15h, 16h
-and 18h to 1Ah; keys come from the serial port.")]
+at 0x80, and port 0xF4, which ends it. The BIOS answers int 10h to 1Ah; keys come
+from the serial port.")]
 pub struct Args {
     /// A disk, a flat image; up to four: the primary channel's master, which is the one to boot, and slave,
     /// then the secondary channel's. Without any: our boot sector, second stage and kernel, in memory

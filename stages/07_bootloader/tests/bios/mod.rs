@@ -17,6 +17,9 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::machine::{self, Parts};
 
+mod power;
+mod serial;
+
 /// A call: its interrupt, and the registers before or after it. As `services.asm` has it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -224,8 +227,8 @@ fn int_10_wraps_scrolls_and_clears() {
 #[test]
 fn int_11_and_12_say_what_there_is() {
     let done = Machine::default().make(b"", &[call(0x11, 0), call(0x12, 0)]);
-    // One serial port, 80 columns in colour, no floppy drive.
-    assert_eq!((done.calls[0].ax(), done.calls[1].ax()), (0x0220, 639));
+    // One serial port, 80 columns in colour, a coprocessor, no floppy drive.
+    assert_eq!((done.calls[0].ax(), done.calls[1].ax()), (0x0222, 639));
     assert_eq!(done.bytes(0x40E, 2), [0xC0, 0x9F], "the segment of the EBDA");
     assert_eq!(done.bytes(0x9_FC00, 1), [1], "which has 1 KiB");
     assert_eq!(done.bytes(0x475, 1), [1], "disks");
@@ -365,34 +368,40 @@ fn int_15_gives_the_map_that_the_machine_has() {
             ebx,
             ecx: 24,
             edx: u32::from_be_bytes(*b"SMAP"),
-            edi: ebx * 20,
+            edi: ebx * 24,
             es: DATA_SEGMENT,
             ..call(0x15, 0xE820)
         };
         let mut calls: Vec<_> = (0..7).map(map).collect();
         calls.push(Call { edx: 0, ..map(0) });
         calls.push(Call { ecx: 19, ..map(0) });
+        // Who has room for 20 bytes gets 20.
+        calls.push(Call { ecx: 23, edi: 0x800, ..map(1) });
         calls.extend([call(0x15, 0xE801), call(0x15, 0x8800), call(0x15, 0xBF00)]);
-        let done = Machine { memory, ..Machine::default() }.make(b"", &calls);
+        let done = Machine { memory, ..Machine::default() }.make(&[0xEE; 0x900], &calls);
 
         let mut expected = e820::map(&Ram::from_ranges(&ram_ranges(memory)).unwrap());
         let rom = e820::Entry { range: 0xFFFF_0000..1 << 32, kind: e820::Kind::Reserved };
         let at = expected.partition_point(|entry| entry.range.start < rom.range.start);
         expected.insert(at, rom);
-        let bytes = done.bytes(DATA, expected.len() * 20);
-        for (n, (entry, bytes)) in expected.iter().zip(bytes.as_chunks::<20>().0).enumerate() {
+        let bytes = done.bytes(DATA, expected.len() * 24);
+        for (n, (entry, bytes)) in expected.iter().zip(bytes.as_chunks::<24>().0).enumerate() {
             let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
             let range = number(0)..number(0) + number(8);
             assert_eq!((&range, bytes[16]), (&entry.range, entry.kind as u8), "{memory} {n}");
+            assert_eq!(bytes[20..], [1, 0, 0, 0], "ACPI 3.0: the range counts");
             let (call, last) = (done.calls[n], n + 1 == expected.len());
-            assert_eq!((call.carry(), call.ecx), (false, 20));
+            assert_eq!((call.carry(), call.ecx), (false, 24));
             assert_eq!(call.eax, u32::from_be_bytes(*b"SMAP"));
             assert_eq!(call.ebx as usize, if last { 0 } else { n + 1 });
         }
         for beyond in &done.calls[expected.len()..9] {
             assert!(beyond.carry() && beyond.ah() == 0x86, "{beyond:x?}");
         }
-        let [sizes, above, unknown] = done.calls[9..] else { unreachable!() };
+        assert_eq!((done.calls[9].carry(), done.calls[9].ecx), (false, 20));
+        let short = [&bytes[24..44], &[0xEE; 4]].concat();
+        assert_eq!(done.bytes(DATA + 0x800, 24), short, "{memory}");
+        let [sizes, above, unknown] = done.calls[10..] else { unreachable!() };
         let below_hole = memory.min(0xD000_0000);
         let low = (below_hole - (1 << 20)).min(15 << 20) >> 10;
         let high = below_hole.saturating_sub(16 << 20) >> 16;
@@ -422,10 +431,13 @@ fn int_15_copies_beyond_the_first_megabyte_and_knows_a20() {
             copy(0),
             copy(48),
             Call { ecx: 0x8001, ..copy(0) },
+            call(0x15, 0x2402),
+            call(0x15, 0x2400),
+            call(0x15, 0x2402),
             call(0x15, 0x2401),
             call(0x15, 0x2402),
             call(0x15, 0x2403),
-            call(0x15, 0x2400),
+            call(0x15, 0x2404),
         ],
     );
     let c = &done.calls;
@@ -434,10 +446,13 @@ fn int_15_copies_beyond_the_first_megabyte_and_knows_a20() {
     assert_eq!(done.bytes(0x20_0000 + 200, 8), [0; 8]);
     assert_eq!(done.bytes(0x2_0600, 200), data[0x400..0x400 + 200]);
     assert!(c[2].carry() && c[2].ah() == 2);
-    assert!(!c[3].carry() && c[3].ah() == 0);
-    assert!(!c[4].carry() && c[4].ax() == 1);
-    assert!(!c[5].carry() && c[5].ebx == 0);
-    assert!(c[6].carry() && c[6].ah() == 0x86, "a gate that cannot be shut");
+    // Open at the start; then as it was left.
+    for (call, open) in c[3..].iter().zip([1, 0, 0, 1, 1]) {
+        assert!(!call.carry() && call.ah() == 0, "{call:x?}");
+        assert!(call.eax & 0xFF == open, "{call:x?}");
+    }
+    assert!(!c[8].carry() && c[8].ebx == 3, "by the keyboard controller and by port 92h");
+    assert!(c[9].carry() && c[9].ah() == 0x86);
 }
 
 #[test]
