@@ -1,6 +1,8 @@
 //! Milestone 6: a guest climbs to long mode, takes exceptions and interrupts, enters ring 3, and a
 //! Rust kernel runs a shell there.
 
+mod trace;
+
 use std::fs;
 use std::io::{self, Cursor, Write};
 use std::os::unix::fs::symlink;
