@@ -148,7 +148,10 @@ impl Console {
             }
         };
         if stats {
-            exits.iter().for_each(|(what, count)| crate::eprintln!("{count:>10} exits: {what}"));
+            for (what, &count) in exits {
+                let exits = if count == 1 { "exit:" } else { "exits:" };
+                crate::eprintln!("{count:>10} {exits:6} {what}");
+            }
         }
         ended
     }
@@ -538,6 +541,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use proptest::prelude::*;
+    use testkit::Printed;
 
     use super::*;
 
@@ -556,23 +560,9 @@ mod tests {
         assert_eq!(presses(b"\x01qx"), [Key(b'x')]);
     }
 
-    /// What came out.
-    #[derive(Clone, Default)]
-    struct Paper(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Paper {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            lock(&self.0).extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn the_text_ends_it_and_nothing_follows() {
-        let paper = Paper::default();
+        let paper = Printed::default();
         let left = Arc::new(AtomicU32::new(0));
         let leave = {
             let left = Arc::clone(&left);
@@ -585,7 +575,7 @@ mod tests {
             screen.write_all(piece.as_bytes()).unwrap();
         }
         screen.drain(None);
-        assert_eq!(*lock(&paper.0), b"xxababc");
+        assert_eq!(paper.bytes(), b"xxababc");
         assert_eq!(left.load(Ordering::Relaxed), 1);
     }
 

@@ -106,7 +106,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::teletype::tests::Printed;
+    use testkit::Printed;
 
     #[test]
     fn the_first_exit_code_counts_and_has_the_width_of_the_access() {

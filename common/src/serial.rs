@@ -116,7 +116,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::teletype::tests::Printed;
+    use testkit::Printed;
 
     fn read(serial: &mut Serial, register: u64) -> u8 {
         let mut byte = [0xFF];

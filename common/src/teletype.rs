@@ -176,32 +176,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where tests find what a guest printed.
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::thread;
 
+    use testkit::Printed;
+
     use super::*;
-
-    /// A [`Write`] that can be read.
-    #[derive(Clone, Default)]
-    pub(crate) struct Printed(Arc<Mutex<Vec<u8>>>);
-
-    impl Printed {
-        pub(crate) fn bytes(&self) -> Vec<u8> {
-            lock(&self.0).clone()
-        }
-    }
-
-    impl Write for Printed {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            lock(&self.0).extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn nothing_is_read_before_the_guest_wants_it() {

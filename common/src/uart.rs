@@ -118,9 +118,10 @@ pub fn type_in(uart: &Shared<Uart>, mut bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::thread;
+
+    use testkit::Printed;
 
     use super::*;
     use crate::bus::shared;
@@ -139,19 +140,6 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Default)]
-    struct Screen(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Screen {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn read(uart: &Shared<Uart>, offset: u64) -> u8 {
         let mut byte = [0];
         uart.lock().unwrap().read(offset, &mut byte);
@@ -164,14 +152,14 @@ mod tests {
 
     #[test]
     fn sent_bytes_are_printed_and_an_empty_transmitter_interrupts() {
-        let (line, screen) = (Count::default(), Screen::default());
+        let (line, screen) = (Count::default(), Printed::default());
         let uart = shared(Uart::new(line.clone(), screen.clone()));
         write(&uart, DATA, b'a');
         assert_eq!(line.0.load(Ordering::Relaxed), 0, "interrupts are not enabled yet");
         write(&uart, IER, IER_EMPTY);
         write(&uart, DATA, b'b');
         assert!(line.0.load(Ordering::Relaxed) >= 1);
-        assert_eq!(*screen.0.lock().unwrap(), b"ab");
+        assert_eq!(screen.bytes(), b"ab");
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! killed, and what it printed until then is shown in the same way.
 
 mod dialogue;
+mod printed;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use std::{env, fmt, fs};
 
 pub use dialogue::Dialogue;
+pub use printed::Printed;
 
 /// How long a program may take, and a terminal may stay silent, when a test says nothing else. Far
 /// above what anything needs, since the lab on a busy machine may be ten times slower than a host.
@@ -244,6 +246,23 @@ impl Ran {
     /// stderr as text; what is not UTF-8 is replaced.
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// What the guest sent through its first serial port, as the lines of `--trace=serial,every` on stderr say.
+    pub fn traced_serial(&self) -> Vec<u8> {
+        let (mut sent, mut divisor) = (Vec::new(), false);
+        for line in self.err().lines() {
+            let Some((_, written)) = line.split_once(" serial port: ") else { continue };
+            let Some((port, value)) = written.split_once(" <- ") else { continue };
+            let value = value.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+            match (port, value) {
+                // The line control register's DLAB puts the divisor in the place of the data.
+                ("3FB", Some(control)) => divisor = control & 0x80 != 0,
+                ("3F8", Some(byte)) if !divisor => sent.push(byte),
+                _ => {}
+            }
+        }
+        sent
     }
 
     /// It ended by itself with this exit code.

@@ -4,10 +4,9 @@
 mod trace;
 
 use std::fs;
-use std::io::{self, Cursor, Write};
+use std::io::Cursor;
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::bus::{Bus, shared};
@@ -23,7 +22,7 @@ use guests::boot::{
     BootInfo, DEBUG_EXIT_PORT, E820_RAM, E820Entry, KERNEL_LIMIT, KERNEL_START, MAGIC, PANIC_EXIT,
 };
 use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, kvm_irqchip, kvm_regs};
-use testkit::{Program, Ran};
+use testkit::{Printed, Program, Ran};
 use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: u64 = 64 << 20;
@@ -37,33 +36,13 @@ fn shell(script: &str) -> Ran {
     stage_06().stdin(script).run()
 }
 
-/// What a guest printed.
-#[derive(Clone, Default)]
-struct Paper(Arc<Mutex<Vec<u8>>>);
-
-impl Paper {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl Write for Paper {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// The machine of stage 06 with its loop in the test's hands, so that its registers can be read at
 /// the end.
 struct Machine {
     vcpu: Vcpu,
     ram: Ram,
     ports: Bus,
-    paper: Paper,
+    paper: Printed,
 }
 
 impl Machine {
@@ -74,7 +53,7 @@ impl Machine {
         irqfd::create_pit(&vm).unwrap();
         let vcpu = Vcpu::new(&vm, 0).unwrap();
         vcpu.set_supported_cpuid(&kvm).unwrap();
-        let paper = Paper::default();
+        let paper = Printed::default();
         let line = Irqfd::new(&vm, uart::COM1_IRQ).unwrap();
         let mut ports = Bus::new();
         let com1 = u64::from(uart::COM1)..u64::from(uart::COM1 + uart::PORTS);

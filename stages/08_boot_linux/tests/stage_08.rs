@@ -3,11 +3,10 @@
 //! Each boot takes seconds in the lab, so the checks from inside share one.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::{acpi, cpuid, e820, kvm, linux};
 use proptest::prelude::*;
-use testkit::{Dialogue, Program, Ran};
+use testkit::{Dialogue, Printed, Program, Ran};
 use vm_memory::GuestAddress;
 
 /// A boot on a busy machine without hardware virtualization.
@@ -173,8 +172,21 @@ fn linux_sees_the_machine_that_it_was_given() {
 }
 
 #[test]
-fn a_restart_ends_the_machine() {
-    boot(&[], "reboot -f\n").ended(0).stdout_has("Restarting system");
+fn a_restart_ends_the_machine_and_its_trace_tells_what_was_printed() {
+    let ran = boot(&["--trace=serial,every"], "reboot -f\n");
+    ran.ended(0).stdout_has("Restarting system");
+    assert_eq!(String::from_utf8_lossy(&ran.traced_serial()), ran.out());
+    // Linux runs in 64-bit code from its first instruction on, soon in the upper half, and each of its accesses
+    // to the port is one of these.
+    let err = ran.err();
+    let lines: Vec<_> = err.lines().filter(|line| line.contains(" serial port: ")).collect();
+    assert!(lines.iter().any(|line| line.contains(" long64 FFFFFFFF")), "{ran}");
+    for line in lines {
+        let words: Vec<_> = line.split_whitespace().skip(2).take(4).collect();
+        let [mode, _, name, operands] = words[..] else { panic!("{line}") };
+        let known = [("in", "al,dx"), ("out", "dx,al")].contains(&(name, operands));
+        assert!(mode == "long64" && known, "{line}");
+    }
 }
 
 #[test]
@@ -184,20 +196,6 @@ fn a_kernel_panic_is_a_crash() {
     // Without `panic=-1` the kernel stays where it is, and says that it does.
     let ran = boot(&["--no-initrd", "--cmdline", "console=ttyS0 loglevel=1 pci=off"], "");
     ran.ended(1).stderr_has("the guest's kernel panicked: VFS: Unable to mount root fs");
-}
-
-/// What the guest prints, for a machine in this process.
-#[derive(Clone, Default)]
-struct Printed(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Printed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[test]
@@ -235,7 +233,7 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     let (ending, _) =
         run::run(vec![vcpu], ports, Bus::new(), stopped, Some(PATIENCE), None).unwrap();
 
-    let printed = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();
+    let printed = printed.text();
     assert_eq!(ending, Ending::Reset, "{printed}");
     let above = "BIOS-e820: [mem 0x0000000100000000-0x000000010fffffff] usable";
     assert!(printed.contains(above), "{printed}");

@@ -1,7 +1,6 @@
 //! Every service of the BIOS, called by a boot sector (asm/boot/services.asm) that notes what comes back.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +12,7 @@ use common::memory::Ram;
 use common::run::{self, Ending};
 use common::uart::{self, Uart};
 use common::vga::Picture;
+use testkit::Printed;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::machine::{self, Parts};
@@ -70,20 +70,6 @@ const LIST: GuestAddress = GuestAddress(0x1_0000);
 const DATA: u64 = 0x2_0000;
 const DATA_SEGMENT: u16 = 0x2000;
 
-/// The serial port's output.
-#[derive(Clone, Default)]
-struct Screen(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What a list of calls has done.
 struct Done {
     calls: Vec<Call>,
@@ -127,7 +113,7 @@ impl Default for Machine {
 impl Machine {
     /// Makes the calls, with `data` in memory at [`DATA`].
     fn make(self, data: &[u8], calls: &[Call]) -> Done {
-        let screen = Screen::default();
+        let screen = Printed::default();
         let disk = [asm::boot::SERVICES, &self.disk].concat();
         let (parts, ending) = machine::run(disk, self.memory, run::stop(), |parts, line| {
             let ram = &parts.ram;
@@ -144,7 +130,7 @@ impl Machine {
             }
             uart
         });
-        let printed = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
+        let printed = screen.text();
         assert_eq!(ending.unwrap(), Ending::Exited(0), "{printed}");
         let mut done = vec![Call::default(); calls.len()];
         for (at, call) in (LIST.0..).step_by(size_of::<Call>()).zip(&mut done) {
@@ -565,12 +551,12 @@ fn said_of(code: &[u8], signature: [u8; 2]) -> String {
     let mut disk = code.to_vec();
     disk.resize(SECTOR - 2, 0);
     disk.extend(signature);
-    let screen = Screen::default();
+    let screen = Printed::default();
     let (_, ending) = machine::run(disk, 64 << 20, run::stop(), |_, line| {
         shared(Uart::new(line, screen.clone()))
     });
     assert_eq!(ending.unwrap(), Ending::Exited(1));
-    let said = screen.0.lock().unwrap().clone();
+    let said = screen.bytes();
     String::from_utf8(said).unwrap().split_once("of memory\r\n").unwrap().1.to_owned()
 }
 
