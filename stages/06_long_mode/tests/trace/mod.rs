@@ -181,3 +181,23 @@ fn single_steps_show_each_instruction_once() {
         assert_eq!(told.len(), if words == "step:4" { 4 } else { 12 }, "{words}");
     }
 }
+
+#[test]
+fn the_lines_tell_what_the_kernel_printed() {
+    let ran = crate::stage_06().args(["--trace=serial,every"]).stdin("calc 6*7\nexit\n").run();
+    ran.ended(0).stdout_has("calc 6*7\r\n42\r\n");
+    assert_eq!(ran.traced_serial(), ran.stdout, "{ran}");
+    // In a loop the same is shown twice, and then counted.
+    let short = crate::stage_06().args(["--trace=serial"]).stdin("calc 6*7\nexit\n").run();
+    short.ended(0).stderr_has(" more events like the last line of vCPU 0\n");
+    assert!(short.stderr.len() < ran.stderr.len() / 2, "{short}");
+}
+
+#[test]
+fn words_without_a_meaning_get_one_line() {
+    let run = |words: &str| crate::stage_06().args([format!("--trace={words}")]).run();
+    run("flop")
+        .refused(2, "there is no device \"flop\" to trace; there are: debug exit, serial port");
+    run("").refused(2, "a word is empty");
+    run("step:0").refused(2, "step:0 is no number of instructions");
+}
