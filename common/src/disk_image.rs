@@ -36,12 +36,6 @@ pub const KERNEL_MAX: usize = 2 << 20;
 /// Why this is no boot disk.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
-    /// It ends within its first sector.
-    #[error("the disk has {0} bytes, expected at least one sector of 512")]
-    Short(u64),
-    /// It ends within a sector.
-    #[error("the disk has {0} bytes, expected a multiple of 512")]
-    Odd(u64),
     /// Firmware would not boot from it.
     #[error(
         "the disk's first sector ends in {:02x} {:02x}, a boot sector ends in 55 aa: this disk cannot be \
@@ -67,15 +61,6 @@ pub enum Error {
 impl Blamed for Error {
     fn blame(&self) -> Blame {
         Blame::Input
-    }
-}
-
-/// Checks that a file of `len` bytes is a whole number of sectors, and not none.
-pub fn check_length(len: u64) -> Result<(), Error> {
-    match len {
-        0..512 => Err(Error::Short(len)),
-        len if !len.is_multiple_of(SECTOR as u64) => Err(Error::Odd(len)),
-        _ => Ok(()),
     }
 }
 
@@ -183,12 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_sectors_with_a_signature_boot() {
+    fn only_a_sector_with_a_signature_boots() {
         let good: [u8; SECTOR] = boot_sector().try_into().unwrap();
         assert_eq!(check_boot_sector(&good), Ok(()));
-        assert_eq!(check_length(512), Ok(()));
-        assert_eq!(check_length(511), Err(Error::Short(511)));
-        assert_eq!(check_length(1000), Err(Error::Odd(1000)));
         let error = check_boot_sector(&[0xAA; SECTOR]).unwrap_err();
         assert_eq!(error, Error::Signature { found: [0xAA, 0xAA] });
     }

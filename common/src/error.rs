@@ -65,6 +65,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage06")]
         trace,
         #[cfg(feature = "stage07")]
+        disk,
+        #[cfg(feature = "stage07")]
         disk_image,
         #[cfg(feature = "stage07")]
         firmware,

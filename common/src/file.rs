@@ -4,7 +4,7 @@
 //! disk is a regular file with at least one byte; anything else is refused before it is read.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -76,6 +76,20 @@ pub fn open_with(path: &Path, options: &mut OpenOptions) -> Result<(File, u64), 
         return Err(Error::NotRegular(kind(meta.file_type())));
     }
     match meta.len() {
+        0 => Err(Error::Empty),
+        len => Ok((file, len)),
+    }
+}
+
+/// The same for a disk, which may be a block device, too; but none that the host has mounted.
+pub fn open_disk(path: &Path, options: &mut OpenOptions) -> Result<(File, u64), Error> {
+    if !path.metadata().is_ok_and(|meta| meta.file_type().is_block_device()) {
+        return open_with(path, options);
+    }
+    // Without O_CREAT, O_EXCL has a meaning for block devices: not if one is mounted (open(2)).
+    let mut file = options.custom_flags(libc::O_EXCL).open(path).map_err(Error::Open)?;
+    // Its metadata has no length.
+    match file.seek(SeekFrom::End(0)).map_err(Error::Read)? {
         0 => Err(Error::Empty),
         len => Ok((file, len)),
     }

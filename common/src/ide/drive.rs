@@ -33,6 +33,8 @@ mod error {
     pub const IDNF: u8 = 1 << 4;
     /// The sector cannot be read.
     pub const UNC: u8 = 1 << 6;
+    /// After a write the same bit says that the disk is write-protected.
+    pub const WP: u8 = UNC;
     /// After a diagnostic the register has a code instead: the device passed.
     pub const PASSED: u8 = 0x01;
 }
@@ -351,6 +353,9 @@ impl Drive {
 
     fn start_write(&mut self, block: u64) -> Result<(), Fault> {
         let run = self.run()?;
+        if self.disk.write_protected() {
+            return Err(Fault { error: error::WP | error::ABRT, sector: None });
+        }
         self.expect(run, block);
         Ok(())
     }

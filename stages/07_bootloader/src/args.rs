@@ -1,15 +1,16 @@
 //! The command line, and the disk and the firmware that it chooses.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use cli::{console, trace};
-use common::disk::{FileSectors, SECTOR, Sectors};
-use common::ide::{self, Drive};
+use common::ide::Drive;
 use common::smp::MAX_CPUS;
 use common::{disk_image, file, firmware};
+
+use crate::disks::{self, Disk};
 
 /// Boots a disk: BIOS, boot sector, second stage, and the Rust kernel of stage 06.
 ///
@@ -22,6 +23,7 @@ Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
      07_bootloader --no-disk                 what the BIOS says to that
      07_bootloader --write-image boot.img    the disk as a file, for hexdump -C
      07_bootloader --disk boot.img           boot it, or another flat image
+     07_bootloader --disk boot.img,snapshot  boot it and leave it as it is
      07_bootloader --exit-when '> ' --stats  how many exits a boot costs
      07_bootloader --kernel FILE             no BIOS: the host is the boot loader
 
@@ -36,10 +38,15 @@ IDE disks at 0x1F0 on line 14 and at 0x170 on line 15, CMOS at 0x70, POST codes
 at 0x80, and port 0xF4, which ends it. The BIOS answers int 10h to 1Ah; keys come
 from the serial port.")]
 pub struct Args {
-    /// A disk, a flat image; up to four: the primary channel's master, which is the one to boot, and slave,
-    /// then the secondary channel's. Without any: our boot sector, second stage and kernel, in memory
-    #[arg(long = "disk", value_name = "FILE")]
-    disks: Vec<PathBuf>,
+    /// A disk: a flat image, or a block device. What the guest writes goes to the file; with ,ro it
+    /// cannot write, with ,snapshot its writes are thrown away at the end. Up to four: primary
+    /// master (the one to boot) and slave, secondary master and slave. Without any: our boot sector,
+    /// second stage and kernel, in memory
+    ///
+    /// A name with a comma needs a mode behind it: --disk a,b.img,rw
+    #[arg(long = "disk", value_name = "FILE[,rw|ro|snapshot]",
+          value_parser = OsStringValueParser::new().try_map(Disk::parse))]
+    disks: Vec<Disk>,
 
     /// Start without a disk, to see what the BIOS says
     #[arg(long, conflicts_with = "disks")]
@@ -99,29 +106,14 @@ pub enum Display {
 }
 
 impl Args {
-    /// The drives with the disks that were asked for. A BIOS would find out as well that it cannot boot the first
-    /// one, and say less.
+    /// The drives with the disks that were asked for.
     pub fn drives(&self) -> Result<Vec<Drive>> {
-        if self.no_disk || self.kernel.is_some() && self.disks.is_empty() {
-            return Ok(Vec::new());
+        match &self.disks[..] {
+            _ if self.no_disk => Ok(Vec::new()),
+            [] if self.kernel.is_some() => Ok(Vec::new()),
+            [] => Ok(vec![Drive::new(built_in_disk()?, "1")]),
+            disks => disks::open(disks, self.kernel.is_none()),
         }
-        if self.disks.is_empty() {
-            return Ok(vec![Drive::new(built_in_disk()?, "1")]);
-        }
-        if self.disks.len() > ide::DRIVES {
-            bail!("--disk is given {} times, expected at most {}", self.disks.len(), ide::DRIVES);
-        }
-        let drive = |(i, path): (usize, &PathBuf)| {
-            let disk = open_disk(path).and_then(|mut disk| {
-                if i == 0 && self.kernel.is_none() {
-                    check_boot_sector(&mut disk)?;
-                }
-                Ok(disk)
-            });
-            let disk = disk.with_context(|| format!("disk {}", path.display()))?;
-            Ok(Drive::new(disk, &format!("{}", i + 1)))
-        };
-        self.disks.iter().enumerate().map(drive).collect()
     }
 
     /// The firmware that was asked for.
@@ -139,23 +131,4 @@ impl Args {
 /// Boot sector, second stage and kernel as one disk.
 pub fn built_in_disk() -> Result<Vec<u8>> {
     Ok(disk_image::build(asm::boot::SECTOR, asm::boot::STAGE2, guests::KERNEL)?)
-}
-
-/// Opens a disk image, for writing if that is permitted.
-fn open_disk(path: &Path) -> Result<FileSectors> {
-    let mut options = fs::OpenOptions::new();
-    options.read(true).write(true);
-    let (file, len) = match file::open_with(path, &mut options) {
-        Err(file::Error::Open(_)) => file::open(path)?,
-        opened => opened?,
-    };
-    disk_image::check_length(len)?;
-    Ok(FileSectors::new(file, len))
-}
-
-/// Looks whether a disk can be booted.
-fn check_boot_sector(disk: &mut impl Sectors) -> Result<()> {
-    let mut boot_sector = [0; SECTOR];
-    disk.read(0, &mut boot_sector).context("cannot read the first sector")?;
-    Ok(disk_image::check_boot_sector(&boot_sector)?)
 }

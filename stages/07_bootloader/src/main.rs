@@ -5,6 +5,7 @@
 //! way to a kernel.
 
 mod args;
+mod disks;
 
 use std::io::Write;
 use std::process::ExitCode;

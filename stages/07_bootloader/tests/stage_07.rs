@@ -1,6 +1,7 @@
 //! Milestone 7: a disk boots, byte by byte what was on it, and a bad one says what is wrong with it.
 
 mod bios;
+mod disks;
 mod machine;
 mod multiboot;
 mod smp;
