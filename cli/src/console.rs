@@ -5,6 +5,9 @@
 //! reads, and followed by Ctrl-D, which ends a shell. The terminal's modes are restored whatever
 //! happens.
 
+#[cfg(feature = "stage07")]
+mod display;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,8 +58,10 @@ pub struct Flags {
     pub stats: bool,
 }
 
+/// Ends the drawing, and gives what is to be printed when the machine has ended.
+type LastPicture = Box<dyn FnOnce() -> String + Send>;
+
 /// The console, from the machine's start to its end.
-#[derive(Debug)]
 pub struct Console {
     screen: Screen,
     stop: Stop,
@@ -64,6 +69,10 @@ pub struct Console {
     stats: bool,
     /// When the time given is over.
     deadline: Option<Instant>,
+    /// While the guest's text screen is drawn.
+    last_picture: Option<LastPicture>,
+    /// Whether the drawing has help above it.
+    notice: Option<Arc<AtomicBool>>,
 }
 
 impl Console {
@@ -82,7 +91,8 @@ impl Console {
             terminal::take()?;
         }
         let deadline = flags.timeout.map(|timeout| Instant::now() + timeout);
-        Ok(Self { screen, stop, raw, stats: flags.stats, deadline })
+        let stats = flags.stats;
+        Ok(Self { screen, stop, raw, stats, deadline, last_picture: None, notice: None })
     }
 
     /// Where the guest's output goes. What has come together is written at once, by a thread of its
@@ -102,18 +112,36 @@ impl Console {
             stop.now(Ending::Left);
             screen.hurry();
         };
-        spawn("stdin", move || if raw { read_keys(&sender, leave) } else { read_pipe(&sender) })
+        let notice = self.notice.clone();
+        let help = move |wanted| match &notice {
+            Some(notice) => notice.store(wanted, Ordering::Relaxed),
+            // In raw mode the carriage return is ours to print.
+            None if wanted => say(&format!("\r\n{}\r\n", KEYS.replace('\n', "\r\n"))),
+            None => {}
+        };
+        let read = move || match raw {
+            true => read_keys(&sender, leave, help),
+            false => read_pipe(&sender),
+        };
+        spawn("stdin", read)
     }
 
     /// Prints what the guest has left, gives the terminal back, and says how a machine ended that
     /// did not end well; and with `--stats` what it exited for.
-    pub fn finish(self, ending: &Ending, exits: &Exits) -> Ended {
+    pub fn finish(mut self, ending: &Ending, exits: &Exits) -> Ended {
+        let drawn = self.last_picture.take().map(|end| {
+            let text = end();
+            self.screen.drain_while_read(PATIENCE);
+            terminal::leave_screen();
+            // As all that the guest prints: `error` below tells why it failed.
+            let _ = self.screen.write_all(text.as_bytes());
+        });
         let ended = !matches!(ending, Ending::Left | Ending::TimedOut);
         let late = ended && !self.screen.drain(self.deadline);
         let (stats, raw, screen) = (self.stats, self.raw, self.screen());
         drop(self);
         // The guest was cut off, as a rule behind its prompt: what comes next begins a line of its own.
-        if raw && !ended {
+        if raw && !ended && drawn.is_none() {
             say("\n");
         }
         let ended = match ending {
@@ -160,7 +188,7 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         // Whoever reads stdout may have stopped doing so: no progress for a second is the end.
-        self.screen.drain_while_read(Duration::from_secs(1));
+        self.screen.drain_while_read(PATIENCE);
         if self.raw {
             terminal::restore();
         }
@@ -172,7 +200,7 @@ fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Reads a terminal until its end.
-fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn()) {
+fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn(), help: impl Fn(bool)) {
     let mut keyboard = Keyboard::default();
     let mut buffer = [0; 256];
     loop {
@@ -187,10 +215,12 @@ fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn()) {
         let mut keys = Vec::new();
         for &byte in &buffer[..read] {
             match keyboard.press(byte) {
-                Press::Key(key) => keys.push(key),
+                Press::Key(key) => {
+                    help(false);
+                    keys.push(key);
+                }
                 Press::Leave => return leave(),
-                // In raw mode the carriage return is ours to print.
-                Press::Help => say(&format!("\r\n{}\r\n", KEYS.replace('\n', "\r\n"))),
+                Press::Help => help(true),
                 Press::Nothing => {}
             }
         }
@@ -209,6 +239,9 @@ fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn()) {
 fn say(text: &str) {
     crate::eprint(format_args!("{text}"));
 }
+
+/// How long is waited for stdout's reader to take anything.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often Ctrl-D is typed at the end of a pipe.
 const END_EVERY: Duration = Duration::from_millis(500);
@@ -371,6 +404,12 @@ impl Screen {
         }
     }
 
+    /// Whether something is still to be printed.
+    #[cfg(feature = "stage07")]
+    fn is_pending(&self) -> bool {
+        lock(&self.shared.output).is_pending()
+    }
+
     /// Ends [`Screen::drain`].
     fn hurry(&self) {
         lock(&self.shared.output).hurry = true;
@@ -471,9 +510,16 @@ impl Wanted {
     }
 }
 
-/// The modes of the terminal, of which a process has one.
+/// The terminal's modes and screens, of which a process has one.
 mod terminal {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
+
+    /// What brings the alternate screen up, and down again, while it is up.
+    static SCREEN: Mutex<Option<(String, String)>> = Mutex::new(None);
+    /// What is on it is not what was drawn there.
+    static SPOILT: AtomicBool = AtomicBool::new(false);
 
     /// The modes as they were, while they are changed.
     static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -493,7 +539,41 @@ mod terminal {
         Ok(tcsetattr(io::stdin(), OptionalActions::Now, &modes)?)
     }
 
+    /// Brings up the alternate screen by sending `enter`; `leave` will bring back the other one.
+    #[cfg(feature = "stage07")]
+    pub fn take_screen(enter: String, leave: String) -> io::Result<()> {
+        watch()?;
+        send(&enter);
+        *lock(&SCREEN) = Some((enter, leave));
+        Ok(())
+    }
+
+    /// Whether the screen was lost since the last call.
+    #[cfg(feature = "stage07")]
+    pub fn is_spoilt() -> bool {
+        SPOILT.swap(false, Ordering::Relaxed)
+    }
+
+    pub fn leave_screen() {
+        if let Some((_, leave)) = lock(&SCREEN).take() {
+            send(&leave);
+        }
+    }
+
+    /// Sends a control sequence at once, unless the terminal takes nothing: nobody sees its screen then.
+    fn send(text: &str) {
+        let stdout = io::stdout();
+        let mut writable = [PollFd::new(&stdout, PollFlags::OUT)];
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        if poll(&mut writable, Some(&patience)) != Ok(0) {
+            // Not by way of the standard library, whose lock may be held by a thread that waits for the terminal.
+            let _ = rustix::io::write(rustix::stdio::stdout(), text.as_bytes());
+        }
+    }
+
+    /// Gives the terminal back as it was.
     pub fn restore() {
+        leave_screen();
         if let Some(modes) = lock(&BEFORE).take() {
             // If the terminal is gone, there is nothing to restore.
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, &modes);
@@ -526,6 +606,10 @@ mod terminal {
             // While we were stopped, the shell set the modes that it likes.
             if let Some(modes) = lock(&BEFORE).clone() {
                 let _ = set_raw(modes);
+            }
+            if let Some((enter, _)) = &*lock(&SCREEN) {
+                send(enter);
+                SPOILT.store(true, Ordering::Relaxed);
             }
             return;
         }

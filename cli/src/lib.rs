@@ -6,6 +6,8 @@
 pub mod cache;
 #[cfg(feature = "stage06")]
 pub mod console;
+#[cfg(feature = "stage07")]
+pub mod keys;
 #[cfg(feature = "stage05")]
 pub mod screen;
 pub mod size;

@@ -102,7 +102,7 @@ fn draw(lines: &[String], drawn: usize) -> io::Result<()> {
 }
 
 /// The screen's rows up to the last one with something on it.
-fn lines(screen: &TextScreen, colours: bool) -> Vec<String> {
+pub(crate) fn lines(screen: &TextScreen, colours: bool) -> Vec<String> {
     let mut lines: Vec<_> = (0..ROWS).map(|row| line(screen.row(row), colours)).collect();
     while lines.last().is_some_and(String::is_empty) {
         lines.pop();
@@ -140,7 +140,7 @@ fn line(cells: impl Iterator<Item = Cell>, colours: bool) -> String {
 }
 
 /// A cell's attribute as the terminal's colours; the default one is the terminal's own.
-fn style(attribute: u8) -> Style {
+pub(crate) fn style(attribute: u8) -> Style {
     if attribute == DEFAULT_ATTRIBUTE {
         return Style::new();
     }

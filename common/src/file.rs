@@ -106,14 +106,20 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
     if bytes.is_empty() { Err(Error::Empty) } else { Ok(bytes) }
 }
 
-/// Writes `bytes` to a new file, in the place of one that may be there, or to a device. Where that fails, no
-/// part of a file is left behind.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+/// Makes an empty file, in the place of one that may be there, or opens a device, for writing.
+pub fn create(path: &Path) -> Result<File, Error> {
     // As above, here for a FIFO without a reader. One that has a reader may take its time.
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
-    let mut file = options.open(path).map_err(|error| cannot_open(path, error))?;
+    let file = options.open(path).map_err(|error| cannot_open(path, error))?;
     rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| Error::Write(errno.into()))?;
+    Ok(file)
+}
+
+/// Writes `bytes` to a new file, in the place of one that may be there, or to a device. Where that fails, no
+/// part of a file is left behind.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = create(path)?;
     file.write_all(bytes).map_err(|error| {
         if file.metadata().is_ok_and(|meta| meta.is_file()) {
             // The first error is the one to tell.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
@@ -16,7 +17,6 @@ use crate::{Program, TICK, described, keep};
 
 /// A program that runs on a terminal of its own, as its session's controlling one: Ctrl-C and changes of
 /// the window's size reach it as signals. It is killed when the dialogue is dropped.
-#[derive(Debug)]
 pub struct Dialogue {
     child: Child,
     // The end of the terminal where the keyboard and the screen would be.
@@ -26,6 +26,8 @@ pub struct Dialogue {
     command: String,
     program: Program,
     printed: Vec<u8>,
+    // What a person sees of it.
+    window: vt100::Parser,
     // Up to where `expect` has looked.
     seen: usize,
 }
@@ -48,7 +50,7 @@ impl Dialogue {
             &screen,
             OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
         )?;
-        tcsetwinsize(&screen, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 })?;
+        tcsetwinsize(&screen, winsize(ROWS, COLUMNS))?;
         let end = || terminal.try_clone().map(Stdio::from);
         program.command.stdin(end()?).stdout(end()?).stderr(end()?).env("TERM", "xterm-256color");
         // SAFETY: between fork and exec only these two system calls are made, which allocate nothing and
@@ -67,6 +69,7 @@ impl Dialogue {
             command: described(&program.command),
             program,
             printed: Vec::new(),
+            window: vt100::Parser::new(ROWS, COLUMNS, 0),
             seen: 0,
         })
     }
@@ -105,11 +108,51 @@ impl Dialogue {
     /// Changes the size of the window; the program gets `SIGWINCH`.
     #[track_caller]
     pub fn resize(&mut self, rows: u16, columns: u16) -> &mut Self {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        if let Err(error) = tcsetwinsize(&self.screen, size) {
+        let (Some(rows), Some(columns)) = (NonZero::new(rows), NonZero::new(columns)) else {
+            self.fail("a window has rows and columns");
+        };
+        if let Err(error) = tcsetwinsize(&self.screen, winsize(rows, columns)) {
             self.fail(&format!("the window cannot be resized: {error}"));
         }
+        self.window.screen_mut().set_size(rows, columns);
         self
+    }
+
+    /// Waits until `text` stands in the window, wherever the program has written it. Panics with what the window
+    /// shows if it does not come in time.
+    #[track_caller]
+    pub fn shows(&mut self, text: &str) -> &mut Self {
+        self.see(&format!("{text:?} was not shown"), |window| window.contains(text))
+    }
+
+    /// Waits until `text` no longer stands in the window.
+    #[track_caller]
+    pub fn hides(&mut self, text: &str) -> &mut Self {
+        self.see(&format!("{text:?} was shown"), |window| !window.contains(text))
+    }
+
+    #[track_caller]
+    fn see(&mut self, otherwise: &str, seen: impl Fn(&str) -> bool) -> &mut Self {
+        let deadline = Instant::now() + self.program.patience;
+        while !seen(&self.window.screen().contents()) {
+            let more = self.read();
+            if Instant::now() >= deadline || !more && matches!(self.child.try_wait(), Ok(Some(_))) {
+                let window = crate::indented(&self.window.screen().contents());
+                self.fail(&format!("{otherwise}; the window:\n{window}"));
+            }
+        }
+        self
+    }
+
+    /// Has something else write on the window.
+    pub fn spoil(&mut self) -> &mut Self {
+        self.window.process(b"\x1b[2J\x1b[Hsomething else");
+        self
+    }
+
+    /// What the window shows, and in which state it is.
+    pub fn terminal(&self) -> &vt100::Screen {
+        self.window.screen()
     }
 
     /// Whether the terminal is in raw mode: keys neither echoed nor gathered to lines. A program that
@@ -173,6 +216,7 @@ impl Dialogue {
         match self.screen.read(&mut buffer) {
             Ok(len) => {
                 self.printed.extend(&buffer[..len]);
+                self.window.process(&buffer[..len]);
                 len > 0
             }
             Err(_) => {
@@ -190,6 +234,14 @@ impl Drop for Dialogue {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The window's size at first.
+const ROWS: NonZero<u16> = NonZero::new(24).unwrap();
+const COLUMNS: NonZero<u16> = NonZero::new(80).unwrap();
+
+fn winsize(rows: NonZero<u16>, columns: NonZero<u16>) -> Winsize {
+    Winsize { ws_row: rows.get(), ws_col: columns.get(), ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 /// Where `needle` begins in `bytes`.

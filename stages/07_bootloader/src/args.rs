@@ -1,11 +1,13 @@
 //! The command line, and the disk and the firmware that it chooses.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use cli::{console, trace};
+use cli::console::{self, Console};
+use cli::trace;
 use common::ide::Drive;
 use common::smp::MAX_CPUS;
 use common::{disk_image, file, firmware};
@@ -26,6 +28,9 @@ Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
      07_bootloader --disk boot.img,snapshot  boot it and leave it as it is
      07_bootloader --exit-when '> ' --stats  how many exits a boot costs
      07_bootloader --kernel FILE             no BIOS: the host is the boot loader
+     07_bootloader --disk FILE --display text --serial log.txt
+                                             another system on screen and keyboard,
+                                             what its serial port says in a file
 
 The same image boots a PC, or QEMU:
      qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
@@ -36,7 +41,7 @@ screen at 0xB8000 and its registers at 0x3C0, a keyboard controller at 0x60 on
 line 1 and port 0x92 beside it (A20, reset), a serial port at 0x3F8 on line 4,
 IDE disks at 0x1F0 on line 14 and at 0x170 on line 15, CMOS at 0x70, POST codes
 at 0x80, and port 0xF4, which ends it. The BIOS answers int 10h to 1Ah; keys come
-from the serial port.")]
+from the serial port, or from the keyboard with --display text.")]
 pub struct Args {
     /// A disk: a flat image, or a block device. What the guest writes goes to the file; with ,ro it
     /// cannot write, with ,snapshot its writes are thrown away at the end. Up to four: primary
@@ -75,9 +80,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
 
-    /// Where one sees what programs print by the BIOS (int 10h)
+    /// What one sees here, and what the keys are typed on
     #[arg(long, value_enum, default_value_t = Display::Serial)]
     pub display: Display,
+
+    /// With --display text: write what the serial port sends to FILE. Without this nobody sees it
+    #[arg(long, value_name = "FILE")]
+    serial: Option<PathBuf>,
 
     /// Processors, 1 to 255. All but the first wait until it starts them by INIT and STARTUP
     #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true,
@@ -96,16 +105,31 @@ pub struct Args {
     pub trace: trace::Flags,
 }
 
-/// Where one sees the text screen.
+/// What stands for the machine's screen and keyboard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Display {
-    /// On the serial port, and so here, as well as on the text screen
+    /// The serial port, which the BIOS copies its text screen to and takes keys from
     Serial,
-    /// On the text screen only, which is printed when the machine has ended
-    Screen,
+    /// The text screen, drawn as it changes, and printed when the machine has ended; and the keyboard
+    Text,
 }
 
 impl Args {
+    /// Where the serial port's output goes: to the console unless that shows the text screen.
+    pub fn serial(&self, console: &Console) -> Result<Box<dyn Write + Send>> {
+        Ok(match (&self.serial, self.display) {
+            (None, Display::Serial) => Box::new(console.screen()),
+            (None, Display::Text) => Box::new(io::sink()),
+            (Some(path), Display::Text) => {
+                let file = file::create(path);
+                Box::new(file.with_context(|| format!("serial port to {}", path.display()))?)
+            }
+            (Some(_), Display::Serial) => {
+                bail!("--serial goes with --display text: without it the serial port is here")
+            }
+        })
+    }
+
     /// The drives with the disks that were asked for.
     pub fn drives(&self) -> Result<Vec<Drive>> {
         match &self.disks[..] {

@@ -7,26 +7,21 @@
 mod args;
 mod disks;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use args::{Args, Display, built_in_disk};
-use cli::Ended;
 use cli::console::Console;
-use common::bus::{self, Bus, Device, shared};
+use cli::{Ended, keys};
+use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::firmware::{self, POST_PORT, PostCode};
 use common::hypercall::{self, DebugExit};
 use common::i8042::{self, I8042, SystemControl};
 use common::irqfd::{self, Irqfd};
-use common::layout::TEXT_SCREEN;
-use common::memory::Ram;
-use common::text_screen::{self, TextScreen};
 use common::uart::{self, Uart};
-use common::vga::{self, Vga};
+use common::vga::{self, Picture, Vga};
 use common::{cpuid, file, ide, kvm, mp_table, multiboot, run, smp};
-use vm_memory::Bytes;
 
 fn main() -> ExitCode {
     cli::main(machine)
@@ -57,43 +52,39 @@ fn machine(args: Args) -> Result<Ended> {
 
     // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disks.
     let (stop, stopped) = run::stop();
-    let console = Console::open(&args.console, stop.clone())?;
-    let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, console.screen()));
+    let mut console = Console::open(&args.console, stop.clone())?;
+    let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, args.serial(&console)?));
+    let vga = shared(Vga::default());
     let cmos = Cmos::new(args.memory).with_serial_console(args.display == Display::Serial);
     let post = PostCode::default();
     let mut ports = Bus::new();
     ports.insert("POST code", bus::ports(POST_PORT, 1), shared(post.clone()))?;
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos))?;
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
-    ports.insert("VGA", bus::ports(vga::PORT, vga::PORTS), shared(Vga::default()))?;
+    ports.insert("VGA", bus::ports(vga::PORT, vga::PORTS), vga.clone())?;
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop.clone())))?;
     let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop));
     let control = shared(SystemControl(i8042.clone()));
     ports.insert("port 92", bus::ports(i8042::SYSTEM_CONTROL_PORT, 1), control)?;
-    ports.insert("keyboard controller", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
+    ports.insert("keyboard controller", bus::ports(i8042::PORT, i8042::PORTS), i8042.clone())?;
     for (socket, drives) in ide::CHANNELS.into_iter().zip(ide::cables(drives)) {
         ide::insert(&mut ports, socket, drives, Irqfd::new(&vm, socket.irq)?)?;
     }
 
     // Keys go in, the guest runs, and how it ended is how we end.
-    console.type_into(move |keys| uart::type_in(&uart, keys))?;
+    match args.display {
+        Display::Serial => console.type_into(move |keys| uart::type_in(&uart, keys))?,
+        Display::Text => {
+            let ram = vm.ram();
+            console.show(move || Picture::take(&vga, &ram).ok())?;
+            console.type_into(move |keys| i8042::type_in(&i8042, keys::strokes(keys)))?;
+        }
+    }
     let (trace, limit) = (args.trace.start(), args.console.timeout);
     let (ending, exits) = run::run(vcpus, ports, Bus::new(), stopped, limit, trace)?;
-    if args.display == Display::Screen {
-        write!(console.screen(), "{}\r\n", screen(&vm.ram())?)?;
-    }
     let ended = console.finish(&ending, &exits);
     if args.kernel.is_none() && matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {
         cli::eprintln!("the last POST code was {:02X}h", post.last());
     }
     Ok(ended)
-}
-
-/// What stands on the text screen, in lines as a terminal in raw mode wants them.
-fn screen(ram: &Ram) -> Result<String> {
-    let mut bytes = [0; text_screen::SIZE];
-    ram.read_slice(&mut bytes, TEXT_SCREEN)?;
-    let mut screen = TextScreen::new();
-    screen.write(0, &bytes);
-    Ok(screen.text().replace('\n', "\r\n"))
 }

@@ -2,6 +2,7 @@
 
 mod bios;
 mod disks;
+mod display;
 mod machine;
 mod multiboot;
 mod smp;
@@ -333,10 +334,6 @@ fn without_a_disk_the_bios_says_so() {
         .stdout_has("There is no hard disk. No bootable disk.\r\n")
         .stderr_has("the guest ended with code 1")
         .stderr_has("the last POST code was 51h");
-    // The same on the text screen, and not on the serial port as well.
-    let ran = program().args(["--no-disk", "--timeout", "60", "--display", "screen"]).run();
-    let text = "mini-kvm BIOS, 64 MiB of memory\r\nThere is no hard disk. No bootable disk.\r\n";
-    assert_eq!(ran.ended(1).out(), text);
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! The text screen in the terminal: drawn while the machine runs, gone when it ends, and left in words behind it.
+
+use std::process::Command;
+
+use common::disk_image::{SECTOR, SIGNATURE};
+
+use crate::{Disks, program};
+
+/// What the BIOS says first.
+const GREETING: &str = "mini-kvm BIOS, 64 MiB of memory";
+
+/// A disk with `code` in its boot sector.
+fn disk(code: &[u8]) -> Vec<u8> {
+    let mut sector = code.to_vec();
+    sector.resize(SECTOR - SIGNATURE.len(), 0);
+    sector.extend(SIGNATURE);
+    sector
+}
+
+/// `sti; hlt`, again and again.
+const WAITS: [u8; 4] = [0xFB, 0xF4, 0xEB, 0xFC];
+
+#[test]
+fn it_is_drawn_where_the_program_ran_and_gives_the_terminal_back() {
+    let disks = Disks::new();
+    let waits = disks.write("waits", &disk(&WAITS));
+    let start = || {
+        let args = ["--display".as_ref(), "text".as_ref(), "--disk".as_ref(), waits.as_os_str()];
+        let mut guest = program().args(args).on_terminal();
+        guest.shows(GREETING);
+        assert!(guest.is_raw());
+        assert!(guest.terminal().alternate_screen());
+        assert_eq!(guest.terminal().cursor_position(), (1, 0));
+        guest
+    };
+    let mut guest = start();
+    guest.send("\x01h").shows("Ctrl-A x");
+    guest.send("a").hides("Ctrl-A x");
+    guest.resize(10, 20).shows("mini-kvm BIOS, 64 Mi");
+    guest.resize(30, 100).shows(GREETING).send("\x01x");
+    assert_eq!(guest.end(), 0);
+    assert!(!guest.is_raw());
+    assert!(!guest.terminal().alternate_screen());
+    guest.shows(GREETING);
+
+    // A signal ends it as it ends other programs, but for the terminal.
+    for signal in ["-TERM", "-HUP"] {
+        let mut guest = start();
+        assert!(
+            Command::new("kill")
+                .args([signal, &guest.pid().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert_eq!(guest.end(), -1);
+        assert!(!guest.is_raw());
+        assert!(!guest.terminal().alternate_screen() && !guest.terminal().hide_cursor());
+    }
+
+    // Whoever stops it and goes on later gets the picture again.
+    let mut guest = start();
+    let pid = guest.pid().to_string();
+    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    guest.spoil();
+    assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+    guest.shows(GREETING).send("\x01x");
+    assert_eq!(guest.end(), 0);
+}
+
+#[test]
+fn a_machine_that_crashes_leaves_its_last_picture() {
+    let disks = Disks::new();
+    // lidt [cs:0x7C20]; ud2: an empty IDT, and then an exception.
+    let crash = disks.write("crash", &disk(&[0x2E, 0x0F, 0x01, 0x1E, 0x20, 0x7C, 0x0F, 0x0B]));
+    let args = ["--display".as_ref(), "text".as_ref(), "--disk".as_ref(), crash.as_os_str()];
+    let mut guest = program().args(args).on_terminal();
+    guest.expect("the guest crashed: triple fault");
+    assert_eq!(guest.end(), 1);
+    assert!(!guest.is_raw());
+    guest.shows(GREETING);
+}
+
+#[test]
+fn without_a_terminal_the_last_picture_is_printed() {
+    let args = ["--timeout", "60", "--display", "text"];
+    let ran = program().args(args).args(["--no-disk"]).run();
+    let text = format!("{GREETING}\nThere is no hard disk. No bootable disk.\n");
+    assert_eq!(ran.ended(1).out(), text);
+
+    let disks = Disks::new();
+    let waits = disks.write("waits", &disk(&WAITS));
+    let ran =
+        program().args(args).args(["--exit-when", "of memory", "--disk"]).args([&waits]).run();
+    assert_eq!(ran.ended(0).out(), format!("{GREETING}\n"));
+}
+
+#[test]
+fn the_serial_port_can_go_to_a_file_meanwhile() {
+    let disks = Disks::new();
+    let log = disks.path("log");
+    let args = ["--timeout", "60", "--display", "text", "--serial"];
+    // The boot sector of the built-in disk speaks on the serial port, the BIOS does not.
+    let ran = program().args(args).args([&log]).args(["--memory", "4M"]).run();
+    assert_eq!(ran.ended(1).out(), "mini-kvm BIOS, 4 MiB of memory\n");
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.starts_with("boot sector: loading stage 2\r\n"), "{said}");
+
+    program().args(["--serial"]).args([&log]).run().refused(2, "--serial goes with --display text");
+    program().args(args).args([disks.path("")]).run().refused(2, "this is a directory");
+}
