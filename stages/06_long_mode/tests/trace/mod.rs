@@ -201,3 +201,21 @@ fn words_without_a_meaning_get_one_line() {
     run("").refused(2, "a word is empty");
     run("step:0").refused(2, "step:0 is no number of instructions");
 }
+
+#[test]
+fn a_terminal_gets_colours_and_whole_line_ends_and_a_pipe_neither() {
+    let words = ["--trace=serial", "--exit-when", "Type help"];
+    let mut guest = crate::stage_06().args(words).on_terminal();
+    assert_eq!(guest.end(), 0);
+    let printed = guest.printed();
+    // The terminal is in raw mode, where a line feed alone leaves the cursor where it is.
+    let lines: Vec<_> = printed.split('\n').filter(|line| line.contains("serial port")).collect();
+    assert!(lines.len() > 10, "{printed:?}");
+    assert!(lines.iter().all(|line| line.ends_with(" us\x1b[0m\r")), "{printed:?}");
+    let mut guest = crate::stage_06().args(words).env("NO_COLOR", "1").on_terminal();
+    assert_eq!(guest.end(), 0);
+    assert!(!guest.printed().contains('\x1b'), "{:?}", guest.printed());
+    let ran = crate::stage_06().args(words).run();
+    ran.ended(0).stderr_has(" us\n");
+    assert!(!ran.err().contains(['\x1b', '\r']), "{ran}");
+}
