@@ -16,6 +16,10 @@ pub const PORT: u16 = 0x70;
 /// How many ports it has.
 pub const PORTS: u16 = 2;
 
+/// The register with the drives that a BIOS is to try first, in bits 0 to 3, and then, in bits 4 to 7. Bochs and QEMU
+/// have it there, too.
+const BOOT: usize = 0x3D;
+
 /// The register of our own BIOS's setting: in bit 0, whether the screen's text goes to the serial port, too.
 const CONSOLE: usize = 0x50;
 
@@ -161,6 +165,15 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     year * 365 + leap_days + (153 * month + 2) / 5 + day - 1 - MARCH_0
 }
 
+/// Which drives a BIOS tries first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootFirst {
+    /// Floppies, then hard disks.
+    Floppies,
+    /// Hard disks, then floppies.
+    Disks,
+}
+
 /// The CMOS. A guest may write all of it but the clock's status registers C and D.
 pub struct Cmos {
     registers: [u8; 128],
@@ -194,6 +207,16 @@ impl Cmos {
         put(0x5B, &above.to_le_bytes()[..3]);
         let clock = Clock { ahead: 0, held: None, status_b: HOURS_24 };
         Self { registers, selected: 0, clock }
+    }
+
+    /// The same with the drives that are to be tried first when it boots. Floppies, if this is not called.
+    pub fn with_boot_order(mut self, first: BootFirst) -> Self {
+        let (first, second) = match first {
+            BootFirst::Floppies => (1, 2),
+            BootFirst::Disks => (2, 1),
+        };
+        self.registers[BOOT] = second << 4 | first;
+        self
     }
 
     /// The same with a setting for the BIOS in `asm/bios`: what programs print on the screen by its calls goes to

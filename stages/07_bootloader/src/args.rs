@@ -8,6 +8,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use cli::console::{self, Console};
 use cli::trace;
+use common::cmos::BootFirst;
 use common::ide::Drive;
 use common::smp::MAX_CPUS;
 use common::{disk_image, file, firmware};
@@ -80,6 +81,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
 
+    /// Which drives the BIOS tries first. A disk of 1.44 MB (1474560 bytes) is a floppy
+    #[arg(long, value_enum, default_value_t = Boot::Floppy)]
+    pub boot: Boot,
+
     /// What one sees here, and what the keys are typed on
     #[arg(long, value_enum, default_value_t = Display::Serial)]
     pub display: Display,
@@ -103,6 +108,24 @@ pub struct Args {
 
     #[command(flatten)]
     pub trace: trace::Flags,
+}
+
+/// Which drives the BIOS tries first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Boot {
+    /// Floppies, then hard disks
+    Floppy,
+    /// Hard disks, then floppies
+    Disk,
+}
+
+impl From<Boot> for BootFirst {
+    fn from(boot: Boot) -> Self {
+        match boot {
+            Boot::Floppy => Self::Floppies,
+            Boot::Disk => Self::Disks,
+        }
+    }
 }
 
 /// What stands for the machine's screen and keyboard.

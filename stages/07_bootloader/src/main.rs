@@ -55,7 +55,9 @@ fn machine(args: Args) -> Result<Ended> {
     let mut console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, args.serial(&console)?));
     let vga = shared(Vga::default());
-    let cmos = Cmos::new(args.memory).with_serial_console(args.display == Display::Serial);
+    let cmos = Cmos::new(args.memory)
+        .with_boot_order(args.boot.into())
+        .with_serial_console(args.display == Display::Serial);
     let post = PostCode::default();
     let mut ports = Bus::new();
     ports.insert("POST code", bus::ports(POST_PORT, 1), shared(post.clone()))?;

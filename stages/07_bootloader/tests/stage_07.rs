@@ -331,7 +331,7 @@ fn without_a_disk_the_bios_says_so() {
     let ran = program().args(["--no-disk", "--timeout", "60"]).run();
     ran.ended(1)
         .stdout_has("mini-kvm BIOS, 64 MiB of memory\r\n")
-        .stdout_has("There is no hard disk. No bootable disk.\r\n")
+        .stdout_has("There is no disk.\r\nNo bootable disk.\r\n")
         .stderr_has("the guest ended with code 1")
         .stderr_has("the last POST code was 51h");
 }

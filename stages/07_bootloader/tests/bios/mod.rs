@@ -5,8 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::bus::shared;
+use common::cmos::BootFirst;
 use common::disk_image::SECTOR;
 use common::e820;
+use common::ide::Drive;
 use common::layout::{TEXT_SCREEN, ram_ranges};
 use common::memory::Ram;
 use common::run::{self, Ending};
@@ -17,6 +19,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::machine::{self, Parts};
 
+mod boot_order;
 mod power;
 mod serial;
 
@@ -551,22 +554,16 @@ fn said_of(code: &[u8], signature: [u8; 2]) -> String {
     let mut disk = code.to_vec();
     disk.resize(SECTOR - 2, 0);
     disk.extend(signature);
-    let screen = Printed::default();
-    let (_, ending) = machine::run(disk, 64 << 20, run::stop(), |_, line| {
-        shared(Uart::new(line, screen.clone()))
-    });
-    assert_eq!(ending.unwrap(), Ending::Exited(1));
-    let said = screen.bytes();
-    String::from_utf8(said).unwrap().split_once("of memory\r\n").unwrap().1.to_owned()
+    boot_order::said(vec![Drive::new(disk, "1")], BootFirst::Floppies)
 }
 
 #[test]
 fn what_cannot_go_on_ends_with_a_line() {
     let boots = [0x55, 0xAA];
-    let unsigned = "The first sector of the hard disk does not end in 55 AA. No bootable disk.\r\n";
+    let unsigned = "Disk 80h: its first sector does not end in 55 AA.\r\nNo bootable disk.\r\n";
     assert_eq!(said_of(&[0xF4], [0xAA, 0x55]), unsigned);
     // int 18h
-    let gave_up = "The program on the disk gave up. No bootable disk.\r\n";
+    let gave_up = "Disk 80h: its program gave up.\r\nNo bootable disk.\r\n";
     assert_eq!(said_of(&[0xCD, 0x18], boots), gave_up);
     // Sector 0 is overwritten from 0x7A00, and then int 19h: mov ax, 0x301; mov bx, 0x7A00; mov cx, 1; mov dx, 0x80.
     let again = [0xB8, 1, 3, 0xBB, 0, 0x7A, 0xB9, 1, 0, 0xBA, 0x80, 0, 0xCD, 0x13, 0xCD, 0x19];

@@ -85,7 +85,7 @@ fn a_machine_that_crashes_leaves_its_last_picture() {
 fn without_a_terminal_the_last_picture_is_printed() {
     let args = ["--timeout", "60", "--display", "text"];
     let ran = program().args(args).args(["--no-disk"]).run();
-    let text = format!("{GREETING}\nThere is no hard disk. No bootable disk.\n");
+    let text = format!("{GREETING}\nThere is no disk.\nNo bootable disk.\n");
     assert_eq!(ran.ended(1).out(), text);
 
     let disks = Disks::new();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::bus::{self, Bus, Device, Shared, shared};
-use common::cmos::{self, Cmos};
+use common::cmos::{self, BootFirst, Cmos};
 use common::hypercall::{self, DebugExit};
 use common::i8042::{self, I8042, SystemControl};
 use common::ide::{self, Drive};
@@ -28,6 +28,17 @@ pub struct Parts {
 pub fn run<Serial: Device + 'static>(
     disk: Vec<u8>,
     memory: u64,
+    ends: (Stop, Stopped),
+    prepare: impl FnOnce(&Parts, Irqfd) -> Shared<Serial>,
+) -> (Parts, Result<Ending, run::Error>) {
+    run_with_drives(vec![Drive::new(disk, "1")], BootFirst::Floppies, memory, ends, prepare)
+}
+
+/// The same with up to four drives and a boot order.
+pub fn run_with_drives<Serial: Device + 'static>(
+    drives: Vec<Drive>,
+    first: BootFirst,
+    memory: u64,
     (stop, stopped): (Stop, Stopped),
     prepare: impl FnOnce(&Parts, Irqfd) -> Shared<Serial>,
 ) -> (Parts, Result<Ending, run::Error>) {
@@ -41,11 +52,12 @@ pub fn run<Serial: Device + 'static>(
     let parts = Parts { ram: vm.ram(), i8042, vga: shared(Vga::default()) };
     let serial = prepare(&parts, Irqfd::new(&vm, uart::COM1_IRQ).unwrap());
 
-    let cmos = Cmos::new(memory).with_serial_console(true);
+    let cmos = Cmos::new(memory).with_boot_order(first).with_serial_console(true);
     let mut ports = Bus::new();
-    let primary = ide::CHANNELS[0];
-    let line = Irqfd::new(&vm, primary.irq).unwrap();
-    ide::insert(&mut ports, primary, (Drive::new(disk, "1"), None), line).unwrap();
+    for (socket, drives) in ide::CHANNELS.into_iter().zip(ide::cables(drives)) {
+        let line = Irqfd::new(&vm, socket.irq).unwrap();
+        ide::insert(&mut ports, socket, drives, line).unwrap();
+    }
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos)).unwrap();
     ports.insert("serial", bus::ports(uart::COM1, uart::PORTS), serial).unwrap();
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop))).unwrap();
