@@ -49,10 +49,7 @@ impl Moment {
 
     /// What happened between this moment and the next one.
     pub fn step_to(&self, after: &Self) -> Step {
-        let length = self.next.as_ref().map_or(0, |next| next.bytes.len() as u64);
-        let follows = self.registers.regs.rip.wrapping_add(length) == after.registers.regs.rip;
-        let mut changes = self.registers.changes(&after.registers);
-        changes.retain(|change| !(follows && matches!(change.name, "eip" | "rip")));
+        let changes = changes(&self.registers, self.next.as_ref(), &after.registers);
         let differs = |at: &usize| self.ram.get(*at) != after.ram.get(*at);
         let written = (0..self.ram.len()).find(differs).map(|first| {
             let last = (first..self.ram.len()).rfind(differs).unwrap_or(first);
@@ -60,6 +57,19 @@ impl Moment {
         });
         Step { address: self.registers.address(), instruction: self.next.clone(), changes, written }
     }
+}
+
+/// The registers that an instruction changed. RIP is among them only if what comes next doesn't follow it in memory.
+pub fn changes(
+    before: &Registers,
+    instruction: Option<&Instruction>,
+    after: &Registers,
+) -> Vec<Change> {
+    let length = instruction.map_or(0, |instruction| instruction.bytes.len() as u64);
+    let follows = before.regs.rip.wrapping_add(length) == after.regs.rip;
+    let mut changes = before.changes(after);
+    changes.retain(|change| !(follows && matches!(change.name, "eip" | "rip")));
+    changes
 }
 
 /// One line: the address and the instruction that comes next.

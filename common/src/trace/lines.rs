@@ -80,7 +80,11 @@ impl<W: Write + Send> Sink for Lines<W> {
         let Event { at, vcpu, registers, instruction, what } = event;
         let [when, instruction_marks, what_marks] =
             [&self.marks.when, &self.marks.instruction, &self.marks.what];
-        let text = instruction.as_ref().map_or("?", |Instruction { text, .. }| text);
+        let text = match (instruction, what) {
+            (Some(Instruction { text, .. }), _) => text,
+            (None, What::Start { runs: false }) => "",
+            (None, _) => "?",
+        };
         let line = format!(
             "{}{} {vcpu} {:<6}{} {:<22} {}{text:<20}{} {}{}{}",
             when[0],
@@ -94,7 +98,7 @@ impl<W: Write + Send> Sink for Lines<W> {
             Told { vcpu: *vcpu, what, registers },
             what_marks[1],
         );
-        self.write(format_args!("{line}"));
+        self.write(format_args!("{}", line.trim_end()));
     }
 
     fn finish(&mut self) {

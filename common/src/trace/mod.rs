@@ -22,6 +22,7 @@ pub use self::lines::{Lines, Marks};
 use crate::disasm::{self, Instruction};
 use crate::error::{Blame, Blamed};
 use crate::regs::{Change, Registers};
+use crate::step;
 use crate::vcpu::{self, Exit, Vcpu};
 
 /// Why a trace cannot be what was asked for.
@@ -245,8 +246,9 @@ impl Trace {
         };
         let state = vcpu.fd().get_mp_state().map_or(KVM_MP_STATE_RUNNABLE, |state| state.mp_state);
         let registers = Registers::of(vcpu)?;
-        let instruction = disasm::next(vcpu, &registers);
         let runs = state == KVM_MP_STATE_RUNNABLE;
+        // Where a vCPU that waits will start is up to who starts it.
+        let instruction = if runs { disasm::next(vcpu, &registers) } else { None };
         follower.steps *= u32::from(runs);
         follower.send(vcpu, Instant::now(), registers, instruction, What::Start { runs });
         Ok(follower)
@@ -347,10 +349,7 @@ impl Follower<'_> {
                 if std::mem::take(&mut self.told) {
                     return Ok(());
                 }
-                let length = instruction.as_ref().map_or(0, |it| it.bytes.len() as u64);
-                let follows = before.regs.rip.wrapping_add(length) == registers.regs.rip;
-                let mut changes = before.changes(&registers);
-                changes.retain(|change| !(follows && matches!(change.name, "eip" | "rip")));
+                let changes = step::changes(&before, instruction.as_ref(), &registers);
                 (before, instruction, What::Step(changes))
             }
             Kind::End(name) => (registers, disasm::next(vcpu, &registers), What::End(name)),
