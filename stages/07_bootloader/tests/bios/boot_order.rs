@@ -11,7 +11,7 @@ use common::run::{self, Ending};
 use common::uart::Uart;
 use testkit::Printed;
 
-use crate::machine;
+use crate::machine::{self, Setup};
 
 /// What makes a disk a floppy.
 const FLOPPY: usize = 1_474_560 / SECTOR;
@@ -54,9 +54,9 @@ impl Sectors for Scratched {
 /// What is printed until nothing is left that could boot.
 pub fn said(drives: Vec<Drive>, first: BootFirst) -> String {
     let screen = Printed::default();
-    let (_, ending) = machine::run_with_drives(drives, first, 64 << 20, run::stop(), |_, line| {
-        shared(Uart::new(line, screen.clone()))
-    });
+    let setup = Setup { drives, first, ..Setup::default() };
+    let (_, ending) =
+        machine::run_with(setup, run::stop(), |_, line| shared(Uart::new(line, screen.clone())));
     assert_eq!(ending.unwrap(), Ending::Exited(1));
     String::from_utf8(screen.bytes()).unwrap().split_once("of memory\r\n").unwrap().1.to_owned()
 }

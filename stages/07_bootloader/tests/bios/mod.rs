@@ -1,10 +1,11 @@
 //! Every service of the BIOS, called by a boot sector (asm/boot/services.asm) that notes what comes back.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::bus::shared;
+use common::bus::{Device, shared};
 use common::cmos::BootFirst;
 use common::disk_image::SECTOR;
 use common::e820;
@@ -17,9 +18,10 @@ use common::vga::Picture;
 use testkit::Printed;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use crate::machine::{self, Parts};
+use crate::machine::{self, Parts, Setup};
 
 mod boot_order;
+mod disks;
 mod power;
 mod serial;
 
@@ -104,12 +106,17 @@ struct Machine {
     memory: u64,
     /// Sectors of the disk behind the first.
     disk: Vec<u8>,
+    /// Further drives. The disk is the first hard disk.
+    drives: Vec<Drive>,
+    /// Another device at its ports.
+    other: Option<(Range<u64>, Arc<Mutex<dyn Device>>)>,
     keys: &'static [u8],
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { memory: 64 << 20, disk: Vec::new(), keys: b"" }
+        let drives = Vec::new();
+        Self { memory: 64 << 20, disk: Vec::new(), drives, other: None, keys: b"" }
     }
 }
 
@@ -117,8 +124,11 @@ impl Machine {
     /// Makes the calls, with `data` in memory at [`DATA`].
     fn make(self, data: &[u8], calls: &[Call]) -> Done {
         let screen = Printed::default();
-        let disk = [asm::boot::SERVICES, &self.disk].concat();
-        let (parts, ending) = machine::run(disk, self.memory, run::stop(), |parts, line| {
+        let mut drives = vec![Drive::new([asm::boot::SERVICES, &self.disk].concat(), "1")];
+        drives.extend(self.drives);
+        let (first, memory, other) = (BootFirst::Disks, self.memory, self.other);
+        let setup = Setup { drives, first, memory, other };
+        let (parts, ending) = machine::run_with(setup, run::stop(), |parts, line| {
             let ram = &parts.ram;
             ram.write_slice(data, GuestAddress(DATA)).unwrap();
             ram.write_slice(
@@ -226,128 +236,6 @@ fn int_11_and_12_say_what_there_is() {
 /// 299 sectors, each with its number in every word; with the boot sector they are 300.
 fn sectors() -> Vec<u8> {
     (1..300u16).flat_map(|n| n.to_le_bytes().repeat(SECTOR / 2)).collect()
-}
-
-/// A packet for 42h and 43h.
-fn packet(count: u16, offset: u16, segment: u16, lba: u64) -> Vec<u8> {
-    let words = [0x10, count, offset, segment].map(u16::to_le_bytes);
-    [words.as_flattened(), &lba.to_le_bytes()].concat()
-}
-
-#[test]
-fn int_13_reads_what_the_image_holds() {
-    let disk = sectors();
-    let packets = [
-        packet(200, 0xFFF0, 0x3000, 50), // runs over the end of a segment
-        packet(2, 0, 0x6000, 299),       // the second one does not exist
-        packet(1, 0, 0x6000, 1 << 28),
-        packet(1, 0, 0x6000, 1 << 32),
-    ]
-    .concat();
-    let by_packet = |at| Call { edx: 0x80, esi: at, ds: DATA_SEGMENT, ..call(0x13, 0x4200) };
-    let chs = |ax, cx, dx, es| Call { ecx: cx, edx: dx, es, ..call(0x13, ax) };
-    let done = Machine { disk: disk.clone(), ..Machine::default() }.make(
-        &packets,
-        &[
-            by_packet(0),
-            chs(0x0201, 0x0002, 0x0080, 0x5A00), // sector 2 of head 0
-            chs(0x0203, 0x003F, 0x0180, 0x5B00), // the last of head 1 and two of head 2
-            by_packet(16),
-            Call { edx: 0x80, ..call(0x13, 0x0100) },
-            call(0x13, 0x0100), // of a drive that isn't there
-            by_packet(32),
-            by_packet(48),
-            chs(0x0201, 0x0000, 0x0080, 0x6000), // there is no sector 0
-            chs(0x0201, 0x0101, 0x0080, 0x6000), // nor cylinder 1
-            chs(0x0200, 0x0001, 0x0080, 0x6000), // and none is too few
-            chs(0x0201, 0x0001, 0x0081, 0x6000), // another disk
-            chs(0x0201, 0x0001, 0x0000, 0x6000), // a floppy
-            Call { edx: 0x80, ..call(0x13, 0x0000) },
-            Call { edx: 0x80, ..call(0x13, 0xEE00) },
-        ],
-    );
-    let c = &done.calls;
-    let sector = |n: usize| &disk[(n - 1) * SECTOR..][..SECTOR];
-    assert!(!c[0].carry() && c[0].ah() == 0, "{:x?}", c[0]);
-    assert_eq!(done.bytes(0x3_FFF0, 200 * SECTOR), disk[49 * SECTOR..249 * SECTOR]);
-    assert!(!c[1].carry() && c[1].ax() == 1, "{:x?}", c[1]);
-    assert_eq!(done.bytes(0x5_A000, SECTOR), sector(1));
-    assert!(!c[2].carry() && c[2].ax() == 3, "{:x?}", c[2]);
-    assert_eq!(done.bytes(0x5_B000, 3 * SECTOR), disk[124 * SECTOR..127 * SECTOR]);
-    // Sector 299 came, the one behind it did not: the packet says so.
-    assert!(c[3].carry() && c[3].ah() == 4, "{:x?}", c[3]);
-    assert_eq!(done.bytes(0x6_0000, SECTOR), sector(299));
-    assert_eq!(done.bytes(DATA + 16 + 2, 2), [1, 0]);
-    assert!(c[4].carry() && c[4].ax() == 0x0404, "{:x?}", c[4]);
-    assert!(c[5].carry() && c[5].ah() == 1, "{:x?}", c[5]);
-    for beyond in &c[6..8] {
-        assert!(beyond.carry() && beyond.ah() == 4, "{beyond:x?}");
-    }
-    for bad in c[8..13].iter().chain(&c[14..]) {
-        assert!(bad.carry() && bad.ah() == 1, "{bad:x?}");
-    }
-    assert!(!c[13].carry() && c[13].ah() == 0, "{:x?}", c[13]);
-}
-
-#[test]
-fn int_13_writes_sectors_that_can_be_read_back() {
-    let mut data = packet(1, 0x400, DATA_SEGMENT, 298);
-    data.resize(0x400, 0);
-    data.extend([0xC3; SECTOR]);
-    data.extend([0x3C; 2 * SECTOR]);
-    let write = Call { edx: 0x80, es: DATA_SEGMENT, ..call(0x13, 0) };
-    let done = Machine { disk: sectors(), ..Machine::default() }.make(
-        &data,
-        &[
-            Call { eax: 0x4300, ds: DATA_SEGMENT, ..write },
-            Call { eax: 0x0302, ebx: 0x600, ecx: 0x0003, ..write },
-            Call { eax: 0x0204, ebx: 0x2000, ecx: 0x0002, ..write },
-            Call { eax: 0x0201, ebx: 0x3000, ecx: 299 - 4 * 63, edx: 0x0480, ..write },
-        ],
-    );
-    for done in &done.calls {
-        assert!(!done.carry() && done.ah() == 0, "{done:x?}");
-    }
-    let read = done.bytes(DATA + 0x2000, 4 * SECTOR);
-    assert_eq!(read[..SECTOR], [1, 0].repeat(SECTOR / 2));
-    assert_eq!(read[SECTOR..3 * SECTOR], [0x3C; 2 * SECTOR]);
-    assert_eq!(read[3 * SECTOR..], [4, 0].repeat(SECTOR / 2));
-    assert_eq!(done.bytes(DATA + 0x3000, SECTOR), [0xC3; SECTOR]);
-}
-
-#[test]
-fn int_13_describes_the_disk() {
-    let disk =
-        |sectors: usize| Machine { disk: vec![0; (sectors - 1) * SECTOR], ..Machine::default() };
-    let calls = [
-        Call { edx: 0x80, ..call(0x13, 0x0800) },
-        Call { edx: 0x80, ..call(0x13, 0x1500) },
-        Call { edx: 0x80, ebx: 0x55AA, ..call(0x13, 0x4100) },
-        Call { edx: 0x80, ds: DATA_SEGMENT, ..call(0x13, 0x4800) },
-        Call { edx: 0x80, ds: DATA_SEGMENT, esi: 0x100, ..call(0x13, 0x4800) },
-        Call { edx: 0x81, ..call(0x13, 0x1500) },
-        Call { edx: 0x80, ebx: 0x1234, ..call(0x13, 0x4100) },
-    ];
-    // Cylinders, heads: of 16 heads as long as the cylinders' number has 10 bits, then of twice as many.
-    for (count, cylinders, heads) in
-        [(300usize, 1u32, 16u32), (16 * 63 * 5 + 1, 6, 16), (16 * 63 * 1024 + 1, 513, 32)]
-    {
-        let done = disk(count).make(&[26, 0], &calls);
-        let c = &done.calls;
-        assert!(c.iter().take(4).all(|call| !call.carry()), "{c:x?}");
-        let (last, low) = (cylinders - 1, |n: u32| n & 0xFF);
-        assert_eq!(c[0].ecx, low(last) << 8 | last >> 8 << 6 | 63);
-        assert_eq!(c[0].edx, (heads - 1) << 8 | 1);
-        assert_eq!((c[1].ah(), c[1].ecx << 16 | c[1].edx), (3, count as u32));
-        assert_eq!((c[2].ax(), c[2].ebx, c[2].ecx), (0x3000, 0xAA55, 5));
-        let told = done.bytes(DATA, 26);
-        let word = |at: usize| u32::from_le_bytes(told[at..at + 4].try_into().unwrap());
-        assert_eq!((word(0), word(4), word(8), word(12)), (3 << 16 | 26, cylinders, heads, 63));
-        assert_eq!((word(16) as usize, word(20), told[24..].to_vec()), (count, 0, vec![0, 2]));
-        assert!(c[4].carry() && c[4].ah() == 1, "a buffer without room");
-        assert!(!c[5].carry() && c[5].ah() == 0, "no such drive");
-        assert!(c[6].carry());
-    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The stage's machine inside the test, which so sees its memory.
 
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::bus::{self, Bus, Device, Shared, shared};
@@ -31,14 +33,29 @@ pub fn run<Serial: Device + 'static>(
     ends: (Stop, Stopped),
     prepare: impl FnOnce(&Parts, Irqfd) -> Shared<Serial>,
 ) -> (Parts, Result<Ending, run::Error>) {
-    run_with_drives(vec![Drive::new(disk, "1")], BootFirst::Floppies, memory, ends, prepare)
+    let drives = vec![Drive::new(disk, "1")];
+    run_with(Setup { drives, memory, ..Setup::default() }, ends, prepare)
 }
 
-/// The same with up to four drives and a boot order.
-pub fn run_with_drives<Serial: Device + 'static>(
-    drives: Vec<Drive>,
-    first: BootFirst,
-    memory: u64,
+/// What a machine may have.
+pub struct Setup {
+    /// Up to four drives.
+    pub drives: Vec<Drive>,
+    pub first: BootFirst,
+    pub memory: u64,
+    /// Another device at its ports.
+    pub other: Option<(Range<u64>, Arc<Mutex<dyn Device>>)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { drives: Vec::new(), first: BootFirst::Floppies, memory: MOST, other: None }
+    }
+}
+
+/// Runs such a machine.
+pub fn run_with<Serial: Device + 'static>(
+    Setup { drives, first, memory, other }: Setup,
     (stop, stopped): (Stop, Stopped),
     prepare: impl FnOnce(&Parts, Irqfd) -> Shared<Serial>,
 ) -> (Parts, Result<Ending, run::Error>) {
@@ -54,6 +71,9 @@ pub fn run_with_drives<Serial: Device + 'static>(
 
     let cmos = Cmos::new(memory).with_boot_order(first).with_serial_console(true);
     let mut ports = Bus::new();
+    if let Some((range, device)) = other {
+        ports.insert("other", range, device).unwrap();
+    }
     for (socket, drives) in ide::CHANNELS.into_iter().zip(ide::cables(drives)) {
         let line = Irqfd::new(&vm, socket.irq).unwrap();
         ide::insert(&mut ports, socket, drives, line).unwrap();
