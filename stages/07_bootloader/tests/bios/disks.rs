@@ -398,7 +398,7 @@ fn addresses_have_48_bits_where_they_must() {
     data[5 * 16 + 4..][..2].copy_from_slice(&[0, 4]);
     data.resize(0x400, 0);
     data.extend(numbers(1000..1040));
-    let read = |n| by_packet(0x42, 0x81, n * 16);
+    let read = |n: u32| by_packet(0x42, 0x81, n * 16);
     let calls = [
         read(0),
         read(1),
