@@ -25,6 +25,16 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Refuses a trace that would be written into the picture of a text screen.
+    pub fn check_beside_picture(&self) -> anyhow::Result<()> {
+        if self.trace.is_some() && io::stdout().is_terminal() && io::stderr().is_terminal() {
+            anyhow::bail!(
+                "--trace would write into the text screen; send it to a file: 2> trace.txt"
+            );
+        }
+        Ok(())
+    }
+
     /// The trace that was asked for.
     pub fn start(&self) -> Option<Trace> {
         let filter = self.trace.clone()?;

@@ -6,6 +6,7 @@ mod display;
 mod machine;
 mod multiboot;
 mod smp;
+mod trace;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
