@@ -1,11 +1,10 @@
 //! Every service of the BIOS, called by a boot sector (asm/boot/services.asm) that notes what comes back.
 
-use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::bus::{Device, shared};
+use common::bus::shared;
 use common::cmos::BootFirst;
 use common::disk_image::SECTOR;
 use common::e820;
@@ -18,7 +17,7 @@ use common::vga::Picture;
 use testkit::Printed;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use crate::machine::{self, Parts, Setup};
+use crate::machine::{self, AtPorts, Parts, Setup};
 
 mod boot_order;
 mod disks;
@@ -108,8 +107,8 @@ struct Machine {
     disk: Vec<u8>,
     /// Further drives. The disk is the first hard disk.
     drives: Vec<Drive>,
-    /// Another device at its ports.
-    other: Option<(Range<u64>, Arc<Mutex<dyn Device>>)>,
+    /// Another device.
+    other: Option<AtPorts>,
     keys: &'static [u8],
 }
 

@@ -37,14 +37,17 @@ pub fn run<Serial: Device + 'static>(
     run_with(Setup { drives, memory, ..Setup::default() }, ends, prepare)
 }
 
+/// A device and its ports.
+pub type AtPorts = (Range<u64>, Arc<Mutex<dyn Device>>);
+
 /// What a machine may have.
 pub struct Setup {
     /// Up to four drives.
     pub drives: Vec<Drive>,
     pub first: BootFirst,
     pub memory: u64,
-    /// Another device at its ports.
-    pub other: Option<(Range<u64>, Arc<Mutex<dyn Device>>)>,
+    /// Another device.
+    pub other: Option<AtPorts>,
 }
 
 impl Default for Setup {
