@@ -16,6 +16,7 @@ BIOS        equ 0xF000          ; our segment
 %include "post.inc"             ; what happens from reset to the first sector of a disk
 %include "memory.inc"           ; how much memory there is, and where
 %include "irq.inc"              ; the interrupt controllers, the timer; exceptions
+%include "int09.inc"            ; the keyboard's interrupt
 %include "int10.inc"            ; the screen, and its copy on the serial port
 %include "int11.inc"            ; what there is (and int 12h: memory below 640 KiB)
 %include "drives.inc"           ; which drives there are
@@ -25,7 +26,7 @@ BIOS        equ 0xF000          ; our segment
 %include "int14.inc"            ; serial ports (and int 17h: no printers)
 %include "int15.inc"            ; the memory map and other services of the AT,
 %include "apm.inc"              ; of which turning it off is one
-%include "int16.inc"            ; the keyboard
+%include "int16.inc"            ; keys
 %include "int19.inc"            ; boot (and int 18h: nothing to boot)
 %include "int1a.inc"            ; the time
 %include "mp.inc"               ; room for the machine's own description of its processors

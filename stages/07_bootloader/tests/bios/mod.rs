@@ -21,6 +21,7 @@ use crate::machine::{self, AtPorts, Parts, Setup};
 
 mod boot_order;
 mod disks;
+mod keyboard;
 mod power;
 mod serial;
 
@@ -69,6 +70,16 @@ fn call(number: u16, ax: u16) -> Call {
 }
 
 const LIST: GuestAddress = GuestAddress(0x1_0000);
+
+fn write_calls(ram: &Ram, calls: &[Call]) {
+    let bytes: Vec<u8> = calls.iter().flat_map(|call| call.as_slice()).copied().collect();
+    ram.write_slice(&bytes, LIST).unwrap();
+}
+
+fn read_calls(ram: &Ram, count: usize) -> Vec<Call> {
+    let places = (LIST.0..).step_by(size_of::<Call>()).take(count);
+    places.map(|at| ram.read_obj(GuestAddress(at)).unwrap()).collect()
+}
 
 /// Where calls may have their data.
 const DATA: u64 = 0x2_0000;
@@ -130,11 +141,7 @@ impl Machine {
         let (parts, ending) = machine::run_with(setup, run::stop(), |parts, line| {
             let ram = &parts.ram;
             ram.write_slice(data, GuestAddress(DATA)).unwrap();
-            ram.write_slice(
-                calls.iter().flat_map(|c| c.as_slice()).copied().collect::<Vec<_>>().as_slice(),
-                LIST,
-            )
-            .unwrap();
+            write_calls(ram, calls);
             let uart = shared(Uart::new(line, screen.clone()));
             if !self.keys.is_empty() {
                 let uart = Arc::clone(&uart);
@@ -144,10 +151,7 @@ impl Machine {
         });
         let printed = screen.text();
         assert_eq!(ending.unwrap(), Ending::Exited(0), "{printed}");
-        let mut done = vec![Call::default(); calls.len()];
-        for (at, call) in (LIST.0..).step_by(size_of::<Call>()).zip(&mut done) {
-            *call = parts.ram.read_obj(GuestAddress(at)).unwrap();
-        }
+        let done = read_calls(&parts.ram, calls.len());
         let (_, printed) = printed.split_once("of memory\r\n").expect("the BIOS's greeting");
         Done { calls: done, parts, printed: printed.to_owned() }
     }

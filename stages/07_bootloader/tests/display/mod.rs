@@ -69,6 +69,20 @@ fn it_is_drawn_where_the_program_ran_and_gives_the_terminal_back() {
 }
 
 #[test]
+fn what_is_typed_there_is_typed_on_the_keyboard() {
+    let disks = Disks::new();
+    let echo = disks.write("echo", asm::boot::ECHO);
+    let args = ["--display".as_ref(), "text".as_ref(), "--disk".as_ref(), echo.as_os_str()];
+    let mut guest = program().args(args).on_terminal();
+    guest.shows(GREETING);
+    let typed = r##"The quick brown fox, 0123456789 `-=[]\;',./ ~!@#$%^&*()_+{}|:"<>?"##;
+    guest.send(typed).shows(typed).send("\x7f.\r\x1b[AHi");
+    // Backspace, and a cursor key, whose character is 0.
+    guest.shows(".\n Hi").send("\x04");
+    assert_eq!(guest.end(), 0);
+}
+
+#[test]
 fn a_machine_that_crashes_leaves_its_last_picture() {
     let disks = Disks::new();
     // lidt [cs:0x7C20]; ud2: an empty IDT, and then an exception.

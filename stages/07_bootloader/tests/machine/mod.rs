@@ -19,6 +19,7 @@ use common::{firmware, kvm, smp, uart};
 const MOST: u64 = 64 << 20;
 
 /// What a test sees of the machine.
+#[derive(Clone)]
 pub struct Parts {
     pub ram: Ram,
     pub i8042: Shared<I8042>,
