@@ -24,8 +24,7 @@ fn a_guest_that_runs_into_nothing_is_traced_to_its_end() {
 fn a_trace_is_not_written_into_a_picture() {
     let args = ["--no-disk", "--display", "text", "--timeout", "60", "--trace=post"];
     let mut guest = program().args(args).on_terminal();
-    guest
-        .expect("error: --trace would write into the text screen; send it to a file: 2> trace.txt");
+    guest.expect("--trace would write into the text screen; send it to a file: 2> trace.txt");
     assert_eq!(guest.end(), 2);
     assert!(!guest.is_raw());
     let ran = program().args(args).run();
