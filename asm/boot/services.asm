@@ -1,10 +1,12 @@
-; A boot sector that calls the BIOS as it is told and notes what comes back: a list at 0x10000 of interrupts with
-; registers, which become the registers afterwards. Number 0 ends it, and the machine.
+; A boot sector that calls the BIOS as it is told and notes what comes back: a list at 0x10000 of interrupts with flags
+; and registers, which become those afterwards. Number 0 ends it, and the machine.
 bits 16
 org 0x7C00
 
 %include "ports.inc"
 
+STACK       equ 0x0060          ; its segment, which is none of the BIOS's
+STACK_TOP   equ 0x1000
 LIST        equ 0x1000          ; its segment
 struc CALL
 .number     resw 1
@@ -20,9 +22,9 @@ struc CALL
 .es         resw 1
 endstruc
 
-    xor ax, ax
+    mov ax, STACK
     mov ss, ax
-    mov sp, 0x7C00
+    mov sp, STACK_TOP
     mov ax, LIST
     mov gs, ax                  ; no service may change it
 next:
@@ -39,6 +41,8 @@ next:
     mov ebp, [gs:bx + CALL.ebp]
     mov ds, [gs:bx + CALL.ds]
     mov es, [gs:bx + CALL.es]
+    push word [gs:bx + CALL.flags]
+    popf
     mov ebx, [gs:bx + CALL.ebx]
     jmp service                 ; the processor must fetch it anew
 service:
@@ -61,7 +65,7 @@ service:
 
 end:
     mov al, 0
-    cmp sp, 0x7C00              ; nor where the stack is
+    cmp sp, STACK_TOP           ; nor where the stack is
     je .well
     inc al
 .well:

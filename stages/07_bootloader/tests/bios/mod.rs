@@ -48,11 +48,11 @@ unsafe impl ByteValued for Call {}
 
 impl Call {
     fn carry(&self) -> bool {
-        self.flags & 1 != 0
+        self.flags & CARRY != 0
     }
 
     fn zero(&self) -> bool {
-        self.flags & 0x40 != 0
+        self.flags & ZERO != 0
     }
 
     fn ax(&self) -> u16 {
@@ -64,10 +64,17 @@ impl Call {
     }
 }
 
-/// `int number` with AX.
+/// `int number` with AX, and interrupts enabled.
 fn call(number: u16, ax: u16) -> Call {
-    Call { number, eax: ax.into(), ..Call::default() }
+    Call { number, eax: ax.into(), flags: INTERRUPTS, ..Call::default() }
 }
+
+// Bits of the flags.
+const CARRY: u16 = 1 << 0;
+const ZERO: u16 = 1 << 6;
+const INTERRUPTS: u16 = 1 << 9;
+/// String instructions go down.
+const DOWN: u16 = 1 << 10;
 
 const LIST: GuestAddress = GuestAddress(0x1_0000);
 
@@ -224,6 +231,57 @@ fn int_10_wraps_scrolls_and_clears() {
     assert_eq!(done.cursor(), Some((0, 0)));
     calls.push(shape(0x2607));
     assert_eq!(Machine::default().make(b"", &calls).cursor(), None);
+}
+
+#[test]
+fn a_service_leaves_what_is_its_callers() {
+    let upper = 0xA5A5_0000;
+    let made = [
+        call(0x10, 0x0300),
+        call(0x11, 0),
+        call(0x12, 0),
+        Call { ecx: 1, edx: 0x80, es: 0x5000, ..call(0x13, 0x0201) },
+        Call { edx: 0x80, ..call(0x13, 0x0800) },
+        Call { esi: 0x10, edx: 0x80, ds: DATA_SEGMENT, ..call(0x13, 0x4200) },
+        call(0x14, 0x0300),
+        Call { edx: 1000, ..call(0x15, 0x8600) },
+        call(0x15, 0x8800),
+        call(0x15, 0x2402),
+        call(0x16, 0x0200),
+        call(0x17, 0x0200),
+        call(0x1A, 0x0000),
+        call(0x1A, 0x0200),
+    ];
+    let mut calls = Vec::new();
+    for flags in [INTERRUPTS, 0, INTERRUPTS | DOWN | CARRY] {
+        calls.extend(made.map(|c| Call {
+            flags,
+            eax: c.eax | upper,
+            ebx: c.ebx | upper,
+            ecx: c.ecx | upper,
+            edx: c.edx | upper,
+            esi: c.esi | upper,
+            edi: c.edi | upper,
+            ebp: c.ebp | upper,
+            ..c
+        }));
+    }
+    let mut data = vec![0; 0x10];
+    data.extend([0x10, 0, 1, 0, 0, 0, 0, 0x51]); // sector 0 to 5100:0000
+    data.resize(0x20, 0);
+    let done = Machine::default().make(&data, &calls);
+    for (before, after) in calls.iter().zip(&done.calls) {
+        let Call { eax, ebx, ecx, edx, esi, edi, ebp, .. } = after;
+        for register in [eax, ebx, ecx, edx, esi, edi, ebp] {
+            assert_eq!(register >> 16, 0xA5A5, "{before:x?} {after:x?}");
+        }
+        let kept = INTERRUPTS | DOWN;
+        assert_eq!(after.flags & kept, before.flags & kept, "{before:x?} {after:x?}");
+        // Those that report failures by it have cleared it.
+        if matches!(before.number, 0x13 | 0x15 | 0x1A) {
+            assert!(!after.carry(), "{before:x?} {after:x?}");
+        }
+    }
 }
 
 #[test]
