@@ -1,5 +1,8 @@
 //! Disks: the files that `--disk` takes, what becomes of writes to them, and the controller, by guests that use it.
 
+mod kill;
+mod ports;
+
 use std::fs;
 
 use common::disk::SECTOR;
