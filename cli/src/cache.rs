@@ -38,6 +38,11 @@ pub fn grub_disk() -> PathBuf {
     dir().join("guest/grub.img")
 }
 
+/// Where stage 08 keeps kernels that it has unpacked.
+pub fn unpacked_kernels() -> PathBuf {
+    dir().join("unpacked")
+}
+
 /// Where set-up unpacks the lab's kernel: `boot/vmlinuz-VERSION` and `lib/modules/VERSION`, as on an
 /// installed system.
 pub fn lab_kernel() -> PathBuf {

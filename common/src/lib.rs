@@ -8,7 +8,7 @@
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`trace`] |
-//! | 07 | [`firmware`], [`disk`], [`disk_image`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`vga`], [`cpuid`], [`smp`], [`mp_table`], [`multiboot`] |
+//! | 07 | [`firmware`], [`disk`], [`disk_image`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`vga`], [`cpuid`], [`smp`], [`mp_table`], [`multiboot`], [`protected_mode`] |
 //! | 08 | [`linux`], [`acpi`], [`msr`], [`panic_watch`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
@@ -111,6 +111,8 @@ pub mod keyboard;
 pub mod mp_table;
 #[cfg(feature = "stage07")]
 pub mod multiboot;
+#[cfg(feature = "stage07")]
+pub mod protected_mode;
 #[cfg(feature = "stage07")]
 pub mod smp;
 #[cfg(feature = "stage07")]

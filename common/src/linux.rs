@@ -1,25 +1,30 @@
 //! Introduced by stage 08: what a boot loader does for Linux.
 //!
 //! A kernel file is either a *bzImage* (the compressed kernel behind the code that unpacks it, with a
-//! header that tells a loader everything) or a *vmlinux* (the ELF file that the linker made). The loader
-//! puts the kernel and the *initrd*, an archive with the first root file system, into RAM, writes a page
-//! of parameters (`struct boot_params`, the "zero page"), and jumps.
+//! header that tells a loader everything) or a *vmlinux* (the ELF file that the linker made, and what is
+//! compressed in a bzImage). The loader unpacks the kernel, puts it and the *initrd*, an archive with the first root
+//! file system, into RAM, writes a page of parameters (`struct boot_params`, the "zero page"), and jumps.
 //!
 //! ```text
 //! 0        1 MiB      pref_address                                     end of low RAM
 //! +--------+----------+----------------------------+-----------+--------+
-//! | layout |          | kernel, room to unpack it  |           | initrd |
+//! | layout |          | kernel, room to start in   |           | initrd |
 //! +--------+----------+----------------------------+-----------+--------+
 //!                     '------- init_size ----------'
 //! ```
 //!
-//! Everything here follows Linux's `Documentation/arch/x86/boot.rst`, the "Linux boot protocol". Files
-//! are read straight into guest memory, and nothing in them is believed before it has been checked.
+//! Everything here follows Linux's `Documentation/arch/x86/boot.rst`, the "Linux boot protocol". Nothing in a file
+//! is believed before it has been checked, and no file makes the host allocate more than the guest has memory.
+
+mod bzimage;
+mod cache;
+mod payload;
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
+use std::time::Instant;
 
 use kvm_bindings::kvm_regs;
 use linux_loader::loader::bootparam::{
@@ -27,14 +32,18 @@ use linux_loader::loader::bootparam::{
 };
 use thiserror::Error;
 use vm_memory::{
-    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, ReadVolatile,
 };
+
+use bzimage::BzImage;
+pub use cache::Cache;
+pub use payload::{Error as PayloadError, Format, unpack};
 
 use crate::error::{Blame, Blamed};
 use crate::layout::{BOOT_PARAMS, CMDLINE, CMDLINE_SIZE, HIGH_MEMORY, PAGE_SIZE};
 use crate::memory::{Ram, read_exact};
 use crate::vcpu::Vcpu;
-use crate::{e820, elf, file, long_mode};
+use crate::{e820, elf, file, long_mode, protected_mode};
 
 /// A command line for a machine such as ours, with the console on the serial port.
 ///
@@ -44,29 +53,20 @@ use crate::{e820, elf, file, long_mode};
 /// - `panic=-1`: restart at once after a panic, which [`crate::panic_watch`] tells from a restart that was wanted.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet loglevel=3 pci=off panic=-1";
 
-/// Where the setup header begins in a bzImage (Linux boot protocol, 1.2).
-const SETUP_HEADER: u64 = 0x1F1;
-
 /// "HdrS", in the `header` field.
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 
 /// The magic number of a boot sector, in `boot_flag`.
 const BOOT_FLAG: u16 = 0xAA55;
 
-/// Version 2.12 of the protocol, Linux 3.8, brought `xloadflags`, which says that there is a 64-bit entry.
-const OLDEST_PROTOCOL: u16 = 0x020C;
-
 /// `type_of_loader` for a loader that has no number of its own.
 const OTHER_LOADER: u8 = 0xFF;
 
-/// What a vmlinux, which has no setup header, is given for `cmdline_size` and `initrd_addr_max`: the
+/// What a vmlinux, which has no setup header, is given for `version`, `cmdline_size` and `initrd_addr_max`: the
 /// values of x86-64 kernels.
+const VMLINUX_PROTOCOL: u16 = 0x020C;
 const VMLINUX_CMDLINE_SIZE: u32 = 2047;
 const VMLINUX_INITRD_ADDR_MAX: u32 = 0x7FFF_FFFF;
-
-/// The 64-bit entry lies this far behind the start of a bzImage's protected-mode part (Linux boot
-/// protocol, 1.15).
-const ENTRY_64: u64 = 0x200;
 
 /// Why Linux could not be loaded.
 #[derive(Debug, Error)]
@@ -95,30 +95,54 @@ pub enum Error {
         /// Bytes that there are.
         found: u64,
     },
-    /// The kernel is older than the 64-bit entry's announcement in the header.
+    /// The kernel is older than the protocol that this loader speaks.
     #[error(
-        "the kernel speaks boot protocol {}.{:02}, expected 2.12 (Linux 3.8) or later",
+        "the kernel speaks boot protocol {}.{:02}, expected 2.02 (Linux 2.4) or later",
         found >> 8, found & 0xFF
     )]
     Protocol {
         /// The header's `version`.
         found: u16,
     },
-    /// A kernel for a machine that this isn't.
-    #[error("the kernel has no {0}: expected a 64-bit x86 bzImage")]
+    /// A part that the kernel would have to be entered by is missing.
+    #[error("the kernel has no {0}; expected a bzImage")]
     NoEntry(&'static str),
+    /// It was to be entered in a way that it doesn't have.
+    #[error("the kernel has no {way}: {why}; leave --entry away")]
+    NoWay {
+        /// The way in.
+        way: &'static str,
+        /// Why not.
+        why: String,
+    },
     /// The header names a load address where no kernel can be.
-    #[error("the kernel wants to be loaded at {found:#x}, expected 1 MiB (0x100000) or above")]
+    #[error(
+        "the kernel wants to be loaded at {found:#x}, expected a page's start at 1 MiB (0x100000) or above"
+    )]
     LoadAddress {
         /// The header's `pref_address`.
         found: u64,
     },
+    /// The header names no compressed kernel: it is older than that field, or no Linux (memtest86+).
+    #[error("its header names no compressed kernel")]
+    NoPayload,
+    /// The header names bytes for the compressed kernel that it has not.
+    #[error("its compressed kernel would end at byte {end:#x} of a part with {part:#x} bytes")]
+    PayloadPlace {
+        /// `payload_offset` and `payload_length` together.
+        end: u64,
+        /// The protected-mode part's length.
+        part: u64,
+    },
+    /// The compressed kernel cannot be unpacked.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
     /// A vmlinux that cannot be loaded.
     #[error(transparent)]
     Elf(#[from] elf::Error),
     /// The guest's memory ends before the kernel does.
     #[error(
-        "the kernel needs {} MiB of memory to unpack itself, the guest has {} MiB; give a larger --memory",
+        "the kernel needs {} MiB of memory to start, the guest has {} MiB; give a larger --memory",
         needed.div_ceil(MIB), found / MIB
     )]
     KernelTooBig {
@@ -174,42 +198,95 @@ impl Blamed for Error {
 
 const MIB: u64 = 1 << 20;
 
+/// Which way a kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// The quickest one that it has: [`Way::Elf`], else [`Way::Packed`], else [`Way::Packed32`].
+    #[default]
+    Auto,
+    /// The entry of the ELF file: of a vmlinux, or of the one in a bzImage, which is unpacked for that.
+    Elf,
+    /// The 64-bit entry of a bzImage, which unpacks itself.
+    Packed,
+    /// Its 32-bit entry, which all bzImages have.
+    Packed32,
+}
+
+/// How [`load_kernel`] is to do its work.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which way the kernel is to be entered.
+    pub way: Way,
+    /// Where unpacked kernels are kept; without it, none is.
+    pub cache: Option<Cache>,
+}
+
+/// The state in which a kernel expects the processor, and what it finds there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// 64-bit mode, `RSI` at the boot_params (Linux boot protocol, 1.15 "64-bit Boot Protocol").
+    Long,
+    /// 32-bit protected mode without paging, `ESI` at the boot_params (1.14 "32-bit Boot Protocol").
+    Protected,
+}
+
 /// A kernel in guest memory.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// Its first instruction, in 64-bit mode.
+    /// Its first instruction.
     pub entry: GuestAddress,
+    /// The mode in which it is entered.
+    pub mode: Mode,
     /// The guest memory that it needs until it manages memory by itself. Nothing else may be here.
     pub range: Range<u64>,
+    /// What was found and done, in lines for a person.
+    pub notes: Vec<String>,
     /// What it says of itself: a bzImage's setup header, or its equivalent for a vmlinux.
     header: setup_header,
 }
 
 /// Loads the bzImage or vmlinux at `path`.
-pub fn load_kernel(ram: &Ram, path: &Path) -> Result<Kernel, Error> {
+pub fn load_kernel(ram: &Ram, path: &Path, options: &Options) -> Result<Kernel, Error> {
     let (mut file, len) = file::open(path)?;
     let start = read_up_to::<4>(&mut file, 0)?;
-    if start == elf::MAGIC {
-        return load_vmlinux(ram, &mut file);
-    }
-    load_bzimage(ram, &mut file, len, start)
+    let mut kernel = match start == elf::MAGIC {
+        true => load_vmlinux(ram, &mut file, options.way)?,
+        false => load_bzimage(ram, &mut file, len, start, options)?,
+    };
+    let (mode, Range { start, end }) = (kernel.mode, kernel.range.clone());
+    let mode = match mode {
+        Mode::Long => "64-bit mode",
+        Mode::Protected => "32-bit protected mode",
+    };
+    kernel.notes.push(format!("is entered at {:#x} in {mode}", kernel.entry.0));
+    kernel.notes.push(format!("has the memory from {start:#x} to {end:#x}"));
+    Ok(kernel)
 }
 
 /// A vmlinux: its segments say where they belong, the ELF header where the 64-bit entry is.
-fn load_vmlinux(ram: &Ram, file: &mut File) -> Result<Kernel, Error> {
-    let low = low_ram_end(ram);
-    let elf::Image { entry, range } = elf::load(ram, file, HIGH_MEMORY.0..low).map_err(too_big)?;
+fn load_vmlinux(ram: &Ram, file: &mut File, way: Way) -> Result<Kernel, Error> {
+    if matches!(way, Way::Packed | Way::Packed32) {
+        return Err(Error::NoWay {
+            way: "decompressor",
+            why: "it is an ELF file, and not compressed".into(),
+        });
+    }
     let header = setup_header {
         boot_flag: BOOT_FLAG,
         header: HEADER_MAGIC,
-        version: OLDEST_PROTOCOL,
+        version: VMLINUX_PROTOCOL,
         loadflags: LOADED_HIGH,
         xloadflags: XLF_KERNEL_64,
         cmdline_size: VMLINUX_CMDLINE_SIZE,
         initrd_addr_max: VMLINUX_INITRD_ADDR_MAX,
         ..Default::default()
     };
-    Ok(Kernel { entry, range, header })
+    let elf::Image { entry, range } = load_elf(ram, file)?;
+    Ok(Kernel { entry, mode: Mode::Long, range, notes: vec!["is a vmlinux".into()], header })
+}
+
+fn load_elf<F: Read + Seek + ReadVolatile>(ram: &Ram, file: &mut F) -> Result<elf::Image, Error> {
+    elf::load(ram, file, HIGH_MEMORY.0..low_ram_end(ram)).map_err(too_big)
 }
 
 /// A segment beyond the end of RAM is a question of `--memory`, if any size could be large enough.
@@ -227,65 +304,96 @@ fn too_big(error: elf::Error) -> Error {
     }
 }
 
-/// A bzImage: a boot sector and setup code for real mode, which a 64-bit loader skips except for the
-/// header in it, and then the part for protected mode.
-fn load_bzimage(ram: &Ram, file: &mut File, len: u64, start: Vec<u8>) -> Result<Kernel, Error> {
-    let mut bytes = read_up_to::<{ size_of::<setup_header>() }>(file, SETUP_HEADER)?;
-    let field = |offset: u64, size: u64| {
-        let at = (offset - SETUP_HEADER) as usize;
-        bytes.get(at..at + size as usize)
+/// A bzImage: a boot sector and setup code for real mode, which we skip except for the header in it, and then
+/// the part for protected mode, which is a decompressor with the kernel as its data.
+fn load_bzimage(
+    ram: &Ram,
+    file: &mut File,
+    len: u64,
+    start: Vec<u8>,
+    options: &Options,
+) -> Result<Kernel, Error> {
+    let image = BzImage::read(file, len, start)?;
+    let range = image.range(low_ram_end(ram))?;
+    let header = image.header;
+    let (version, release) = ({ header.version }, image.version(file)?);
+    let release = release.split(' ').next().unwrap_or_default();
+    let mut notes = vec![format!(
+        "is a bzImage of boot protocol {}.{:02}, release {}",
+        version >> 8,
+        version & 0xFF,
+        if release.is_empty() { "unknown" } else { release },
+    )];
+
+    if matches!(options.way, Way::Auto | Way::Elf) {
+        let unpacked = load_payload(ram, file, &image, options.cache.as_ref(), &mut notes);
+        match unpacked {
+            Ok(elf::Image { entry, range: segments }) => {
+                let range = range.start.min(segments.start)..range.end.max(segments.end);
+                return Ok(Kernel { entry, mode: Mode::Long, range, notes, header });
+            }
+            Err(why) if options.way == Way::Elf => {
+                return Err(Error::NoWay { way: "ELF file inside", why: why.to_string() });
+            }
+            Err(why) => notes.push(format!("is loaded as it is: {why}")),
+        }
+    }
+    let (entry_32, entry_64) = image.load(ram, file, range.start)?;
+    let (entry, mode) = match options.way {
+        Way::Packed if !image.has_entry_64() => {
+            let why = "its header doesn't name one".into();
+            return Err(Error::NoWay { way: "64-bit entry", why });
+        }
+        Way::Packed32 => (entry_32, Mode::Protected),
+        _ if !image.has_entry_64() => (entry_32, Mode::Protected),
+        _ => (entry_64, Mode::Long),
     };
-    if field(0x202, 4) != Some(&HEADER_MAGIC.to_le_bytes()) {
-        let found = field(0x202, 4).unwrap_or_default().to_vec();
-        return Err(Error::NotAKernel { found, start });
-    }
-    // The header is as long as the jump across it says; what follows in the file is code.
-    let end = field(0x201, 1).map_or(0, |jump| 0x202 + u64::from(jump[0]));
-    bytes.resize(size_of::<setup_header>(), 0);
-    let known = (end.max(0x202 + 4) - SETUP_HEADER) as usize;
-    if let Some(code) = bytes.get_mut(known..) {
-        code.fill(0);
-    }
-    let mut header = setup_header::default();
-    header.as_mut_slice().copy_from_slice(&bytes);
+    Ok(Kernel { entry, mode, range, notes, header })
+}
 
-    let (version, loadflags, xloadflags) = (header.version, header.loadflags, header.xloadflags);
-    if version < OLDEST_PROTOCOL {
-        return Err(Error::Protocol { found: version });
-    }
-    if u64::from(header.syssize) * 16 <= ENTRY_64 {
-        return Err(Error::NoEntry("code at its 64-bit entry point"));
-    }
-    if loadflags & LOADED_HIGH == 0 {
-        return Err(Error::NoEntry("part that loads above 1 MiB (it is a zImage)"));
-    }
-    if xloadflags & XLF_KERNEL_64 == 0 {
-        return Err(Error::NoEntry("64-bit entry point"));
-    }
-
-    // 0 stands for 4 in `setup_sects`, for history's sake; the boot sector is not counted.
-    let setup = (1 + if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) }) * 512;
-    let payload = u64::from(header.syssize) * 16;
-    // Behind the payload there may be a signature.
-    if setup + payload > len {
-        return Err(Error::Truncated { expected: setup + payload, found: len });
-    }
-
-    // Loaded at the address that it prefers, even a kernel that cannot be moved runs. There it wants
-    // `init_size` bytes, into which it unpacks itself.
-    let at = header.pref_address;
-    if at < HIGH_MEMORY.0 {
-        return Err(Error::LoadAddress { found: at });
-    }
-    let size = payload.max(header.init_size.into());
-    let low = low_ram_end(ram);
-    let range = match at.checked_add(size) {
-        Some(end) if end <= low => at..end,
-        end => return Err(Error::KernelTooBig { needed: end.unwrap_or(u64::MAX), found: low }),
+/// Unpacks the kernel in a bzImage, or takes it from the cache, and loads it.
+fn load_payload(
+    ram: &Ram,
+    file: &mut File,
+    image: &BzImage,
+    cache: Option<&Cache>,
+    notes: &mut Vec<String>,
+) -> Result<elf::Image, Error> {
+    let began = Instant::now();
+    let Some(payload) = image.payload(file)? else {
+        return Err(Error::NoPayload);
     };
-    file.seek(SeekFrom::Start(setup)).map_err(file::Error::Read)?;
-    read_exact(ram, GuestAddress(at), file, payload as usize).map_err(Error::Read)?;
-    Ok(Kernel { entry: GuestAddress(at + ENTRY_64), range, header })
+    let format = Format::of(&payload)?;
+    let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / MIB as f64);
+    let packed = mib(payload.len());
+    // Reading what LZ4 unpacks to takes as long as unpacking it.
+    let cache = cache.filter(|_| format != Format::Lz4);
+    let path = cache.map(|cache| cache.path(&payload));
+    if let Some((cache, path)) = cache.zip(path.as_ref())
+        && let Some(mut kept) = cache.find(path)
+    {
+        let loaded = load_elf(ram, &mut kept)?;
+        notes.push(format!(
+            "has {packed} of {format} data, known from an earlier boot: loaded from {} in {} ms",
+            path.display(),
+            began.elapsed().as_millis(),
+        ));
+        return Ok(loaded);
+    }
+    let unpacked = unpack(&payload, image.header.init_size.into())?;
+    let loaded = load_elf(ram, &mut Cursor::new(&unpacked))?;
+    notes.push(format!(
+        "has {packed} of {format} data, unpacked by the host to {} in {} ms",
+        mib(unpacked.len()),
+        began.elapsed().as_millis(),
+    ));
+    if let Some((cache, path)) = cache.zip(path.as_ref()) {
+        notes.push(match cache.keep(path, &unpacked) {
+            Ok(()) => format!("is kept unpacked as {}", path.display()),
+            Err(error) => format!("cannot be kept unpacked in the cache: {error}"),
+        });
+    }
+    Ok(loaded)
 }
 
 /// Loads the initrd at `path` behind `kernel`. Returns where it is.
@@ -348,11 +456,14 @@ pub fn write_boot_params(
     Ok(())
 }
 
-/// Puts the vCPU at the kernel's 64-bit entry: paging on, identity-mapped, `RSI` at the boot_params
-/// (Linux boot protocol, 1.15 "64-bit Boot Protocol").
+/// Puts the vCPU at the kernel's entry, in the mode that it expects, and with what it expects in its registers.
 pub fn enter(vcpu: &Vcpu, ram: &Ram, kernel: &Kernel) -> Result<(), Error> {
     let regs = kvm_regs { rip: kernel.entry.0, rsi: BOOT_PARAMS.0, ..Default::default() };
-    Ok(long_mode::enter(vcpu, ram, regs)?)
+    match kernel.mode {
+        Mode::Long => long_mode::enter(vcpu, ram, regs)?,
+        Mode::Protected => protected_mode::enter(vcpu, ram, regs)?,
+    }
+    Ok(())
 }
 
 /// Where the RAM that begins at 0 ends.
@@ -374,6 +485,7 @@ mod tests {
 
     use proptest::prelude::*;
     use tempfile::NamedTempFile;
+    use vm_memory::ByteValued;
 
     use super::*;
 
@@ -415,7 +527,44 @@ mod tests {
     }
 
     fn load(ram: &Ram, image: &[u8]) -> Result<Kernel, Error> {
-        load_kernel(ram, file(image).path())
+        load_kernel(ram, file(image).path(), &Options::default())
+    }
+
+    fn load_by(way: Way, image: &[u8]) -> Result<Kernel, Error> {
+        load_kernel(&ram(64), file(image).path(), &Options { way, cache: None })
+    }
+
+    /// A vmlinux of a few KiB: one segment at 16 MiB, whose entry is at its byte 0x40.
+    fn vmlinux() -> Vec<u8> {
+        let content = payload::tests::content(9000);
+        let mut elf = vec![0; 64 + 56];
+        elf[..20].copy_from_slice(b"\x7FELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3E\0");
+        let mut put = |at: usize, value: u64| {
+            elf[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        };
+        put(24, 16 * MIB + 0x40); // e_entry
+        put(32, 64); // e_phoff
+        put(54, 56 | 1 << 16); // e_phentsize, e_phnum
+        put(64, 1); // PT_LOAD
+        put(72, 64 + 56); // p_offset
+        put(88, 16 * MIB); // p_paddr
+        put(96, 9000); // p_filesz
+        put(104, 20_000); // p_memsz
+        [elf, content].concat()
+    }
+
+    /// A bzImage with this payload behind its entries.
+    fn bzimage_with(header: setup_header, payload: &[u8]) -> Vec<u8> {
+        let mut part = [&[0x5A; 0x300], payload].concat();
+        part.resize(part.len().next_multiple_of(16), 0);
+        let mut image = bzimage(setup_header {
+            syssize: part.len() as u32 / 16,
+            payload_offset: 0x300,
+            payload_length: payload.len() as u32,
+            ..header
+        });
+        image.truncate(2 * 512);
+        [image, part].concat()
     }
 
     #[test]
@@ -432,6 +581,152 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_inside_is_unpacked_and_entered() {
+        for format in payload::tests::FORMATS {
+            let ram = ram(64);
+            let image = bzimage_with(header(), &payload::tests::pack(format, &vmlinux()));
+            let kernel = load(&ram, &image).unwrap();
+            assert_eq!((kernel.entry.0, kernel.mode), (16 * MIB + 0x40, Mode::Long), "{format}");
+            // Not only its segments: it begins its life with all that the header asks for.
+            assert_eq!(kernel.range, 16 * MIB..20 * MIB);
+            let mut loaded = vec![0; 9001];
+            ram.read_slice(&mut loaded, GuestAddress(16 * MIB)).unwrap();
+            assert_eq!(loaded[..9000], vmlinux()[64 + 56..]);
+            assert_eq!(loaded[9000], 0);
+            let told = format!("of {format} data, unpacked by the host to 0.0 MiB in");
+            assert!(kernel.notes.iter().any(|note| note.contains(&told)), "{:?}", kernel.notes);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_unpacked_is_left_to_the_guest() {
+        let gzip = || payload::tests::pack(Format::Gzip, &vmlinux());
+        let mut damaged = gzip();
+        // A kind of block that there is not.
+        damaged[10] = 0xFF;
+        let mut too_long = gzip();
+        let at = too_long.len() - 4;
+        too_long[at..].copy_from_slice(&(4 << 20 | 1_u32).to_le_bytes());
+        let not_64_bit = {
+            let mut elf = vmlinux();
+            elf[4] = 1;
+            payload::tests::pack(Format::Gzip, &elf)
+        };
+        for (payload, why) in [
+            (damaged, "its gzip data are damaged"),
+            (too_long, "4194305 bytes unpacked, but its header says room for 4194304"),
+            (not_64_bit, "the ELF class is 1, expected 2"),
+            (b"new format".to_vec(), "its compression is none of"),
+            (vec![], "its header names no compressed kernel"),
+        ] {
+            let image = bzimage_with(header(), &payload);
+            let kernel = load(&ram(64), &image).unwrap();
+            assert_eq!((kernel.entry.0, kernel.mode), (16 * MIB + 0x200, Mode::Long));
+            let note = &kernel.notes[1];
+            assert!(note.starts_with("is loaded as it is: ") && note.contains(why), "{note}");
+            let error = load_by(Way::Elf, &image).unwrap_err().to_string();
+            assert!(error.starts_with("the kernel has no ELF file inside: "), "{error}");
+            assert!(error.contains(why), "{error}");
+        }
+        // Behind the end of its part of the file.
+        let image = bzimage_with(header(), &gzip());
+        for (offset, length) in [(0x301, 0x10_0000), (u32::MAX, u32::MAX)] {
+            let mut image = image.clone();
+            image[0x248..0x24C].copy_from_slice(&u32::to_le_bytes(offset));
+            image[0x24C..0x250].copy_from_slice(&u32::to_le_bytes(length));
+            let kernel = load(&ram(64), &image).unwrap();
+            assert!(kernel.notes[1].contains("its compressed kernel would end at"));
+        }
+    }
+
+    #[test]
+    fn the_way_that_was_asked_for_is_taken_or_refused() {
+        let image = bzimage_with(header(), &payload::tests::pack(Format::Xz, &vmlinux()));
+        for (way, entry, mode) in [
+            (Way::Elf, 0x40, Mode::Long),
+            (Way::Packed, 0x200, Mode::Long),
+            (Way::Packed32, 0, Mode::Protected),
+        ] {
+            let kernel = load_by(way, &image).unwrap();
+            assert_eq!((kernel.entry.0, kernel.mode), (16 * MIB + entry, mode));
+        }
+        let old = bzimage(setup_header { xloadflags: 0, ..header() });
+        for (way, image, text) in [
+            (Way::Packed, &old, "no 64-bit entry: its header doesn't name one; leave --entry away"),
+            (Way::Packed, &vmlinux(), "no decompressor: it is an ELF file, and not compressed"),
+            (Way::Packed32, &vmlinux(), "no decompressor"),
+        ] {
+            let error = load_by(way, image).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_a_64_bit_entry_is_entered_in_protected_mode() {
+        let kernel = load(&ram(64), &bzimage(setup_header { xloadflags: 0, ..header() })).unwrap();
+        assert_eq!((kernel.entry.0, kernel.mode), (16 * MIB, Mode::Protected));
+    }
+
+    #[test]
+    fn what_an_old_header_lacks_has_the_value_of_its_time() {
+        // A header of 2.02 ends at 0x228, and its jump says so. What follows is code.
+        let code = |version| setup_header {
+            jump: 0x26EB,
+            version,
+            initrd_addr_max: 0x9090_9090,
+            cmdline_size: 0x9090_9090,
+            pref_address: 0x9090_9090_9090_9090,
+            xloadflags: 0x9090 | XLF_KERNEL_64,
+            ..header()
+        };
+        let kernel = load(&ram(64), &bzimage(code(0x0202))).unwrap();
+        assert_eq!((kernel.entry.0, kernel.mode), (MIB, Mode::Protected));
+        assert_eq!(kernel.range, MIB..MIB + 3 * 0x1000);
+        assert_eq!({ kernel.header.initrd_addr_max }, 0x37FF_FFFF);
+        assert_eq!({ kernel.header.cmdline_size }, 255);
+        // Before 2.04 the length of the file is the better word.
+        let mut longer = code(0x0203);
+        longer.syssize = u32::MAX;
+        load(&ram(64), &bzimage(longer)).unwrap();
+        longer.version = 0x0204;
+        let error = load(&ram(64), &bzimage(longer)).unwrap_err();
+        assert!(matches!(error, Error::Truncated { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_unpacked_kernel_is_taken_from_the_cache_the_second_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = file(&bzimage_with(header(), &payload::tests::pack(Format::Xz, &vmlinux())));
+        let options = Options { way: Way::Elf, cache: Some(Cache::new(dir.path())) };
+        let load = || {
+            let ram = ram(64);
+            let kernel = load_kernel(&ram, image.path(), &options).unwrap();
+            assert_eq!(kernel.entry.0, 16 * MIB + 0x40);
+            assert_eq!(kernel.range, 16 * MIB..20 * MIB);
+            let mut loaded = vec![0; 9001];
+            ram.read_slice(&mut loaded, GuestAddress(16 * MIB)).unwrap();
+            assert_eq!(loaded[..9000], vmlinux()[64 + 56..]);
+            assert_eq!(loaded[9000], 0);
+            kernel.notes.join("\n")
+        };
+        let first = load();
+        assert!(first.contains("is kept unpacked as "), "{first}");
+        let second = load();
+        assert!(second.contains("known from an earlier boot"), "{second}");
+        // What is damaged is unpacked once more.
+        let kept = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let mut damaged = fs::read(&kept).unwrap();
+        damaged[5000] ^= 1;
+        fs::write(&kept, damaged).unwrap();
+        let third = load();
+        assert!(third.contains("is kept unpacked as "), "{third}");
+        // A cache that cannot be written to costs the time, and not the boot.
+        let nowhere = Options { cache: Some(Cache::new(image.path())), ..options.clone() };
+        let kernel = load_kernel(&ram(64), image.path(), &nowhere).unwrap();
+        assert!(kernel.notes.join("\n").contains("cannot be kept unpacked in the cache"));
+    }
+
+    #[test]
     fn what_follows_a_short_header_is_not_taken_for_fields() {
         // Protocol 2.12's header ends at 0x268, before `kernel_info_offset`.
         let old = setup_header { jump: 0x66EB, version: 0x020C, kernel_info_offset: 7, ..header() };
@@ -444,12 +739,12 @@ mod tests {
     fn wrong_headers_get_a_reason() {
         for (header, text) in [
             (setup_header { header: 0, ..header() }, "this is no Linux kernel"),
-            (setup_header { version: 0x020B, ..header() }, "boot protocol 2.11, expected 2.12"),
-            (setup_header { syssize: 0x20, ..header() }, "no code at its 64-bit entry point"),
+            (setup_header { version: 0x0201, ..header() }, "boot protocol 2.01, expected 2.02"),
+            (setup_header { syssize: 0x20, ..header() }, "no code at its entry points"),
             (setup_header { loadflags: 0, ..header() }, "it is a zImage"),
-            (setup_header { xloadflags: 0, ..header() }, "no 64-bit entry point"),
             (setup_header { pref_address: 0x1000, ..header() }, "to be loaded at 0x1000"),
-            (setup_header { pref_address: u64::MAX, ..header() }, "give a larger --memory"),
+            (setup_header { pref_address: 0x10_0001, ..header() }, "expected a page's start"),
+            (setup_header { pref_address: u64::MAX << 12, ..header() }, "give a larger --memory"),
             (setup_header { init_size: u32::MAX, ..header() }, "needs 4112 MiB of memory"),
             (setup_header { syssize: u32::MAX, ..header() }, "is truncated: its header says"),
             (setup_header { setup_sects: 255, ..header() }, "is truncated: its header says"),
@@ -464,7 +759,8 @@ mod tests {
     fn every_truncation_is_refused() {
         let image = bzimage(header());
         let ram = ram(64);
-        for len in (1..image.len()).step_by(7) {
+        // The last paragraph of 16 bytes need not be whole.
+        for len in (1..image.len() - 15).step_by(7) {
             let error = load(&ram, &image[..len]).unwrap_err();
             let fits = if len < 0x206 {
                 matches!(error, Error::NotAKernel { .. })
@@ -489,14 +785,14 @@ mod tests {
         }
         let huge = NamedTempFile::new().unwrap();
         huge.as_file().set_len(1 << 40).unwrap();
-        let error = load_kernel(&ram(64), huge.path()).unwrap_err();
+        let error = load_kernel(&ram(64), huge.path(), &Options::default()).unwrap_err();
         assert!(matches!(error, Error::NotAKernel { .. }), "{error}");
     }
 
     #[test]
     fn memory_too_small_for_the_kernel_says_how_much_it_needs() {
         let error = load(&ram(16), &bzimage(header())).unwrap_err().to_string();
-        assert!(error.contains("needs 20 MiB of memory to unpack itself, the guest has 16 MiB"));
+        assert!(error.contains("needs 20 MiB of memory to start, the guest has 16 MiB"));
     }
 
     #[test]
@@ -547,7 +843,9 @@ mod tests {
             let size = if small { size % (64 * MIB) + 1 } else { size };
             let kernel = Kernel {
                 entry: GuestAddress(0),
+                mode: Mode::Long,
                 range: MIB..kernel_end,
+                notes: vec![],
                 header: setup_header { initrd_addr_max, ..header() },
             };
             match place_initrd(size, &kernel, low_ram_end) {
@@ -573,7 +871,7 @@ mod tests {
             cmdline in 0..70_000_usize,
         ) {
             let (ram, initrd) = (ram(32), file(&[7; 5000]));
-            let mut image = bzimage(header());
+            let mut image = bzimage_with(header(), &payload::tests::pack(Format::Gzip, &vmlinux()));
             for (at, value) in changes {
                 image[at] = value;
             }

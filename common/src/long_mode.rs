@@ -122,7 +122,7 @@ pub fn enter(vcpu: &Vcpu, ram: &Ram, regs: kvm_regs) -> Result<(), Error> {
 }
 
 /// A flat segment of ring 0, as the processor holds it once a selector is loaded.
-fn segment(selector: u16, code: bool) -> kvm_segment {
+pub(crate) fn segment(selector: u16, code: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: 0xFFFF_FFFF,
@@ -141,7 +141,7 @@ fn segment(selector: u16, code: bool) -> kvm_segment {
 }
 
 /// The same segment as its 8 bytes in a GDT (Intel SDM vol. 3, figure 3-8).
-fn descriptor(segment: &kvm_segment) -> u64 {
+pub(crate) fn descriptor(segment: &kvm_segment) -> u64 {
     let bits = |value: u8, shift: u32| u64::from(value) << shift;
     // With G set the limit counts pages.
     let limit = u64::from(segment.limit >> if segment.g == 1 { 12 } else { 0 });

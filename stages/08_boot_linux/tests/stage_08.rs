@@ -3,7 +3,7 @@
 //! Each boot takes seconds in the lab, so the checks from inside share one.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,11 +16,12 @@ use common::error::{Blame, Blamed};
 use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
 use common::layout::{MMIO_HOLE_END, ram_ranges};
+use common::linux::{self, Options, Way};
 use common::memory::{Ram, SlotFlags, Vm};
 use common::run::{self, Ending};
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
-use common::{acpi, cpuid, e820, kvm, linux};
+use common::{acpi, cpuid, e820, kvm};
 use proptest::prelude::*;
 use testkit::{Dialogue, Printed, Program, Ran};
 use vm_memory::GuestAddress;
@@ -47,6 +48,13 @@ fn answer(ran: &Ran, command: &str) -> Vec<String> {
     let Some(start) = out.find(&asked) else { ran.fail(&format!("{command} was not run")) };
     let rest = &out[start + asked.len()..];
     rest.split(PROMPT).next().unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Debian's generic kernel, which the lab runs; its payload is XZ in Debian 12.
+fn lab_kernel() -> String {
+    let boot = fs::read_dir(cache::lab_kernel().join("boot")).unwrap();
+    let mut files = boot.map(|entry| text(&entry.unwrap().path()));
+    files.find(|path| path.contains("/vmlinuz-")).unwrap()
 }
 
 /// A file in a folder that goes away with the test.
@@ -83,31 +91,12 @@ fn sha256(path: &str) -> String {
     String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// The kernel that the default bzImage unpacks: its payload, LZ4 in the "legacy" frame that Linux uses
-/// (Debian 12), or a Zstandard frame (Debian 13).
+/// The kernel in the default bzImage, unpacked.
 fn vmlinux() -> Vec<u8> {
     let image = fs::read(cache::default_kernel()).unwrap();
-    let u32_at =
-        |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-    let setup = (usize::from(image[0x1F1]) + 1) * 512;
-    let start = setup + u32_at(&image, 0x248) as usize;
-    let payload = &image[start..start + u32_at(&image, 0x24C) as usize];
-    let mut kernel = Vec::new();
-    // The last word is the size of the whole.
-    let (mut blocks, _) = payload.split_at(payload.len() - 4);
-    if u32_at(blocks, 0) == 0xFD2F_B528 {
-        let mut frame = ruzstd::decoding::StreamingDecoder::new(blocks).unwrap();
-        frame.read_to_end(&mut kernel).unwrap();
-        return kernel;
-    }
-    assert_eq!(u32_at(blocks, 0), 0x184C_2102, "the default kernel is compressed with LZ4");
-    blocks = &blocks[4..];
-    while !blocks.is_empty() {
-        let (block, rest) = blocks[4..].split_at(u32_at(blocks, 0) as usize);
-        kernel.extend(lz4_flex::block::decompress(block, 8 << 20).unwrap());
-        blocks = rest;
-    }
-    kernel
+    let u32_at = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+    let start = (usize::from(image[0x1F1]) + 1) * 512 + u32_at(0x248);
+    linux::unpack(&image[start..start + u32_at(0x24C)], 512 << 20).unwrap()
 }
 
 #[test]
@@ -172,6 +161,86 @@ fn linux_sees_the_machine_that_it_was_given() {
 }
 
 #[test]
+fn the_host_unpacks_the_kernel_and_enters_it_at_its_own_entry() {
+    let entry = u64::from_le_bytes(vmlinux()[24..32].try_into().unwrap());
+    let ran = boot(&["--verbose"], "grep -c . /proc/version\n");
+    ran.ended(0).stderr_has("unpacked by the host to ");
+    ran.stderr_has(&format!("kernel is entered at {entry:#x} in 64-bit mode"));
+    assert_eq!(answer(&ran, "grep -c . /proc/version"), ["1"]);
+}
+
+#[test]
+fn the_bzimage_unpacks_itself_by_either_of_its_entries() {
+    for (entry, mode) in [("packed", "0x1000200 in 64-bit"), ("packed32", "0x1000000 in 32-bit")] {
+        let ran = boot(&["-v", "--entry", entry], "echo $((6*7))\n");
+        ran.ended(0).stderr_has(&format!("kernel is entered at {mode}"));
+        assert_eq!(answer(&ran, "echo $((6*7))"), ["42"]);
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_be_unpacked_is_left_to_the_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut image = fs::read(cache::default_kernel()).unwrap();
+    // The header no longer says how long the compressed kernel is; its own decompressor doesn't ask.
+    image[0x24C..0x250].fill(0);
+    let kernel = file(&dir, "kernel", &image);
+    let ran = boot(&["-v", "--kernel", &kernel], "echo $((6*7))\n");
+    ran.ended(0).stderr_has("kernel is loaded as it is: its header names no compressed kernel");
+    assert_eq!(answer(&ran, "echo $((6*7))"), ["42"]);
+}
+
+#[test]
+fn a_kernel_that_takes_long_to_unpack_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |kernel: &str, more: &[&str]| {
+        let args = ["-v", "--no-initrd", "--exit-when", "Linux version", "--kernel", kernel];
+        let cmdline = ["--cmdline", "console=ttyS0 earlyprintk=ttyS0 pci=off panic=-1"];
+        let ran = program().env("XDG_CACHE_HOME", dir.path()).args(args).args(cmdline);
+        let ran = ran.args(more).run();
+        ran.ended(0);
+        ran
+    };
+    let kernel = lab_kernel();
+    run(&kernel, &["--no-cache"]).stderr_has("unpacked by the host to ");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "--no-cache kept something");
+    run(&kernel, &[]).stderr_has("is kept unpacked as ");
+    run(&kernel, &[]).stderr_has("known from an earlier boot: loaded from ");
+    // What is kept is a vmlinux, for tools and for us.
+    let mut kept = fs::read_dir(dir.path().join("mini-kvm/unpacked")).unwrap();
+    run(&text(&kept.next().unwrap().unwrap().path()), &[]).stderr_has("kernel is a vmlinux");
+}
+
+#[test]
+fn linux_starts_every_vcpu() {
+    // Each line is short enough for the guest's terminal.
+    let on_each = "for c in `seq $(nproc)`; do on $c; done";
+    let complaints = "dmesg | grep -ciE \"$bad\"";
+    let ids = "grep ^apicid /proc/cpuinfo";
+    let siblings = "grep -m 1 siblings /proc/cpuinfo";
+    let script = [
+        "on() { taskset $((1<<$1-1)) cut -d' ' -f39 /proc/self/stat; }",
+        "bad='acpi.*(error|warn)|firmware bug|mtrr.*inconsistent'",
+        on_each,
+        complaints,
+        ids,
+        siblings,
+        "true\n",
+    ]
+    .join("\n");
+    for cpus in [2, 4] {
+        let ran = boot(&["--cpus", &cpus.to_string()], &script);
+        ran.ended(0);
+        let for_all = |text: &str| (0..cpus).map(|id| format!("{text}{id}")).collect::<Vec<_>>();
+        // Where a process found itself that was bound to each in turn.
+        assert_eq!(answer(&ran, on_each), for_all(""));
+        assert_eq!(answer(&ran, ids), for_all("apicid\t\t: "));
+        assert_eq!(answer(&ran, siblings), [format!("siblings\t: {cpus}")]);
+        assert_eq!(answer(&ran, complaints), ["0"]);
+    }
+}
+
+#[test]
 fn a_restart_ends_the_machine_and_its_trace_tells_what_was_printed() {
     let ran = boot(&["--trace=serial,every"], "reboot -f\n");
     ran.ended(0).stdout_has("Restarting system");
@@ -209,7 +278,7 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     vm.add_slot(0, GuestAddress(0), 384 << 20, SlotFlags::default()).unwrap();
     vm.add_slot(1, MMIO_HOLE_END, 256 << 20, SlotFlags::default()).unwrap();
     let ram = vm.ram();
-    let kernel = linux::load_kernel(&ram, Path::new(&vmlinux)).unwrap();
+    let kernel = linux::load_kernel(&ram, Path::new(&vmlinux), &Options::default()).unwrap();
     let initrd = linux::load_initrd(&ram, &kernel, &cache::default_initrd()).unwrap();
     let rsdp = acpi::write_tables(&ram, 1).unwrap();
     linux::write_boot_params(&ram, &kernel, Some(initrd), linux::DEFAULT_CMDLINE, rsdp).unwrap();
@@ -339,8 +408,8 @@ proptest! {
         let ram = Ram::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kernel");
-        let load = || {
-            let loaded = linux::load_kernel(&ram, &path);
+        let load = |options: &Options| {
+            let loaded = linux::load_kernel(&ram, &path, options);
             match &loaded {
                 Ok(kernel) => {
                     assert!(kernel.range.start >= 1 << 20 && kernel.range.end <= RAM);
@@ -352,7 +421,13 @@ proptest! {
         };
         // The setup header; the ELF header and the table of segments behind it.
         let bzimage = fs::read(cache::default_kernel()).unwrap();
-        for (image, header) in [(bzimage, 0x1F1..0x270), (vmlinux(), 0..64 + 5 * 56)] {
+        // Unpacking each would take long; damage to what is packed is the unit tests' matter.
+        let packed = Options { way: Way::Packed, cache: None };
+        for (image, header, options) in [
+            (bzimage, 0x1F1..0x270, packed),
+            (vmlinux(), 0..64 + 5 * 56, Options::default()),
+        ] {
+            let load = || load(&options);
             fs::write(&path, &image).unwrap();
             let file = File::options().write(true).open(&path).unwrap();
             load().unwrap();
@@ -393,7 +468,7 @@ fn memory_that_makes_no_sense_gets_one_line() {
     for (size, why) in [
         ("0M", "expected a multiple of 4 KiB, at least one page"),
         ("1025K", "expected a multiple of 4 KiB"),
-        ("32M", "of memory to unpack itself, the guest has 32 MiB; give a larger --memory"),
+        ("32M", "of memory to start, the guest has 32 MiB; give a larger --memory"),
         ("4096T", "this host has"),
     ] {
         program().args(["--memory", size]).run().refused(2, why);

@@ -1,0 +1,48 @@
+//! Introduced by stage 07: 32-bit protected mode without paging, entered from the host.
+//!
+//! Boot loaders of the PC have agreed on this state for the kernels that they start: flat segments, so that an
+//! address is an address, and interrupts off. The Linux boot protocol (1.14 "32-bit Boot Protocol") asks for it, and
+//! so does Xen's PVH boot protocol.
+
+use kvm_bindings::{kvm_regs, kvm_segment};
+use vm_memory::Bytes;
+
+use crate::layout::BOOT_GDT;
+use crate::long_mode::{CODE, DATA, Error, descriptor, segment};
+use crate::memory::Ram;
+use crate::vcpu::Vcpu;
+
+// Bits of CR0 (Intel SDM vol. 3, 2.5).
+const CR0_PE: u64 = 1 << 0;
+const CR0_ET: u64 = 1 << 4;
+
+/// Puts the vCPU into 32-bit protected mode, ring 0, interrupts and paging off, and with `regs`, whose `rip` is
+/// where the guest starts. The selectors are the ones that Linux asks for, [`CODE`] and [`DATA`].
+///
+/// Uses guest memory at [`BOOT_GDT`]; the guest may reuse it once it has descriptors of its own.
+pub fn enter(vcpu: &Vcpu, ram: &Ram, regs: kvm_regs) -> Result<(), Error> {
+    let code = kvm_segment { l: 0, db: 1, ..segment(CODE, true) };
+    let data = segment(DATA, false);
+    let gdt = [0, 0, descriptor(&code), descriptor(&data)];
+    let gdt_bytes: Vec<u8> = gdt.into_iter().flat_map(u64::to_le_bytes).collect();
+    ram.write_slice(&gdt_bytes, BOOT_GDT)?;
+
+    let mut sregs = vcpu.sregs()?;
+    sregs.cr0 = CR0_PE | CR0_ET;
+    sregs.cr4 = 0;
+    sregs.efer = 0;
+    sregs.gdt.base = BOOT_GDT.0;
+    sregs.gdt.limit = gdt_bytes.len() as u16 - 1;
+    // Until the guest has an IDT, an exception is a triple fault.
+    sregs.idt.base = 0;
+    sregs.idt.limit = 0;
+    sregs.cs = code;
+    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+    (sregs.fs, sregs.gs) = (data, data);
+    // A busy 32-bit TSS of the smallest size, which PVH asks for.
+    sregs.tr = kvm_segment { limit: 0x67, type_: 0xB, present: 1, ..kvm_segment::default() };
+    vcpu.set_sregs(&sregs)?;
+    // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3); IF is clear.
+    vcpu.set_regs(&kvm_regs { rflags: 0x2, ..regs })?;
+    Ok(())
+}

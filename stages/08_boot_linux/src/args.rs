@@ -1,0 +1,139 @@
+//! The command line, and the files that it chooses.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+use cli::{cache, console, size, trace};
+use common::linux::{self, Cache, Way};
+use common::smp::MAX_CPUS;
+
+/// Boots Linux to an interactive shell on this terminal.
+///
+/// The host is the boot loader: it puts kernel and initrd into the guest's memory, writes the page of
+/// parameters that Linux expects (boot_params, with the memory map in it) and ACPI tables, and starts the
+/// vCPU at the kernel's entry. From there on Linux finds a small PC.
+///
+/// A compressed kernel is unpacked on the host, which is quicker than letting the guest do it.
+#[derive(Parser)]
+#[command(after_help = "\
+Try: 08_boot_linux                                     Debian's kernel, a shell
+     08_boot_linux -v --cpus 2                         what is done for that; 2 vCPUs
+     08_boot_linux --append loglevel=7                 the kernel's own messages
+     08_boot_linux --kernel /boot/vmlinuz-$(uname -r)  this machine's kernel
+     echo 'cat /proc/meminfo' | 08_boot_linux          commands from a pipe
+
+The machine: vCPUs, interrupt controllers and timer in KVM, a serial port
+(ttyS0), ACPI, no disk. It ends when the guest powers off, restarts, or its
+kernel panics.")]
+pub struct Args {
+    /// The kernel: a bzImage (vmlinuz) or a vmlinux. Without it: the one that `cargo xtask setup`
+    /// fetched
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
+    /// Where the kernel is entered
+    #[arg(long, value_enum, default_value_t = Entry::Auto)]
+    entry: Entry,
+
+    /// Neither use nor keep unpacked kernels in the cache folder
+    #[arg(long)]
+    no_cache: bool,
+
+    /// The initial root file system. Without it: the busybox that `cargo xtask setup` packed
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// Start without an initial root file system
+    #[arg(long, conflicts_with = "initrd")]
+    no_initrd: bool,
+
+    /// The kernel's command line, instead of the default one. Without console=ttyS0 nothing is seen
+    #[arg(long, value_name = "TEXT", default_value = linux::DEFAULT_CMDLINE)]
+    cmdline: String,
+
+    /// Add TEXT to the command line; of an option that is there twice, the kernel takes the last
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    append: String,
+
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "512M",
+          allow_hyphen_values = true, value_parser = size::parse)]
+    pub memory: u64,
+
+    /// Processors, 1 to 255
+    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
+    pub cpus: u8,
+
+    /// Say on stderr what is found in the kernel and done with it
+    #[arg(short, long)]
+    verbose: bool,
+
+    #[command(flatten)]
+    pub console: console::Flags,
+
+    #[command(flatten)]
+    pub trace: trace::Flags,
+}
+
+/// Where the kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Entry {
+    /// The quickest way that the kernel has: the first of the following
+    Auto,
+    /// The unpacked kernel's own entry, in 64-bit mode
+    Elf,
+    /// The bzImage's 64-bit entry: the guest unpacks its kernel, and may choose its address at random
+    Packed,
+    /// The bzImage's 32-bit entry, which all have
+    Packed32,
+}
+
+impl Args {
+    /// The kernel and the initrd: the ones that were named, else the default ones.
+    pub fn files(&self) -> Result<(PathBuf, Option<PathBuf>)> {
+        let named_or = |named: &Option<PathBuf>, default: PathBuf, option| match named {
+            Some(file) => Ok(file.clone()),
+            None if default.exists() => Ok(default),
+            None => {
+                bail!("no {}: run `cargo xtask setup`, or give {option} FILE", default.display())
+            }
+        };
+        let kernel = named_or(&self.kernel, cache::default_kernel(), "--kernel")?;
+        if self.no_initrd {
+            return Ok((kernel, None));
+        }
+        Ok((kernel, Some(named_or(&self.initrd, cache::default_initrd(), "--initrd")?)))
+    }
+
+    /// How the kernel is to be loaded.
+    pub fn kernel_options(&self) -> linux::Options {
+        let way = match self.entry {
+            Entry::Auto => Way::Auto,
+            Entry::Elf => Way::Elf,
+            Entry::Packed => Way::Packed,
+            Entry::Packed32 => Way::Packed32,
+        };
+        let cache = (!self.no_cache).then(|| Cache::new(cache::unpacked_kernels()));
+        linux::Options { way, cache }
+    }
+
+    /// The kernel's command line.
+    pub fn cmdline(&self) -> String {
+        [self.cmdline.as_str(), &self.append].join(" ").trim().to_owned()
+    }
+
+    /// With `--verbose`: what the loader found and did.
+    pub fn tell(&self, notes: &[String], initrd: &Option<Range<u64>>, cmdline: &str) {
+        if !self.verbose {
+            return;
+        }
+        notes.iter().for_each(|note| cli::eprintln!("kernel {note}"));
+        if let Some(Range { start, end }) = initrd {
+            cli::eprintln!("initrd has the memory from {start:#x} to {end:#x}");
+        }
+        cli::eprintln!("command line: {cmdline}");
+    }
+}
