@@ -37,34 +37,34 @@ impl Habit {
         if !access.write {
             return (registers, disasm::next(vcpu, &registers));
         }
-        let linear = registers.linear_rip();
-        let fits = |registers: &Registers, code: &[u8]| fits(vcpu, registers, code, access);
-        let here = disasm::fetch(vcpu, linear, MAX_LEN);
-        let here = fits(&registers, &here).map(|_| registers);
+        let fits = |registers: &Registers, length| {
+            let code = disasm::fetch(vcpu, registers.linear_rip(), length);
+            fits(vcpu, registers, &code, access)
+        };
+        let here = fits(&registers, MAX_LEN).map(|it| (registers, it));
         let mut behind = (1..=MAX_LEN).filter_map(|length| {
             let mut before = registers;
             before.regs.rip = registers.regs.rip.wrapping_sub(length as u64);
-            let code = disasm::fetch(vcpu, before.linear_rip(), length);
-            (code.len() == length && fits(&before, &code) == Some(length)).then_some(before)
+            fits(&before, length).filter(|it| it.len() == length).map(|it| (before, it))
         });
         let place = match access.space {
-            // What stands before an OUT may look like a prefix of it: `mov al, 0x66`, `out dx, al`.
-            Space::Port => {
-                let mut behind = behind.peekable();
-                let shortest = behind.peek().copied();
-                let repeated = behind.find(|before| {
-                    let code = disasm::fetch(vcpu, before.linear_rip(), MAX_LEN);
-                    decode(&code, before).is_some_and(|it| it.has_rep_prefix())
-                });
-                let behind = repeated.or(shortest);
-                if here.is_some() != behind.is_some() {
-                    self.behind = behind.is_some();
+            Space::Port => match here {
+                Some((_, it)) if it.is_string_instruction() || !self.behind => here,
+                _ => {
+                    // What stands before an OUT may look like a prefix of it: `mov al, 0x66`, `out dx, al`.
+                    let mut behind = behind.peekable();
+                    let shortest = behind.peek().copied();
+                    let found = behind.find(|(_, it)| it.has_rep_prefix()).or(shortest);
+                    if !found.is_some_and(|(_, it)| it.is_string_instruction()) {
+                        self.behind = found.is_some();
+                    }
+                    found.or(here)
                 }
-                if self.behind { behind.or(here) } else { here.or(behind) }
-            }
+            },
             // What stands before belongs to it as a rule: a REX prefix, for instance, names another register.
             Space::Memory => behind.next_back().or(here),
         };
+        let place = place.map(|(place, _)| place);
         match place {
             Some(place) => (place, disasm::next(vcpu, &place)),
             None => (registers, None),
@@ -80,8 +80,13 @@ fn decode(code: &[u8], registers: &Registers) -> Option<iced_x86::Instruction> {
     (!instruction.is_invalid() && prefix_counts).then_some(instruction)
 }
 
-/// The length of the instruction in `code`, if it makes this `access`, which is a write.
-fn fits(vcpu: &Vcpu, registers: &Registers, code: &[u8], access: &Access) -> Option<usize> {
+/// The instruction in `code`, if it makes this `access`, which is a write.
+fn fits(
+    vcpu: &Vcpu,
+    registers: &Registers,
+    code: &[u8],
+    access: &Access,
+) -> Option<iced_x86::Instruction> {
     let instruction = decode(code, registers)?;
     let fits = match access.space {
         Space::Port => writes_port(&instruction, &registers.regs, access),
@@ -89,7 +94,7 @@ fn fits(vcpu: &Vcpu, registers: &Registers, code: &[u8], access: &Access) -> Opt
             writes_memory(&instruction, registers, access, |linear| Some(vcpu.translate(linear)?.0))
         }
     };
-    fits.then(|| instruction.len())
+    fits.then_some(instruction)
 }
 
 fn writes_port(instruction: &iced_x86::Instruction, regs: &kvm_regs, access: &Access) -> bool {
