@@ -46,8 +46,8 @@ from the serial port, or from the keyboard with --display text.")]
 pub struct Args {
     /// A disk: a flat image, or a block device. What the guest writes goes to the file; with ,ro it
     /// cannot write, with ,snapshot its writes are thrown away at the end. Up to four: primary
-    /// master (the one to boot) and slave, secondary master and slave. Without any: our boot sector,
-    /// second stage and kernel, in memory
+    /// master and slave, secondary master and slave. Without any: our boot sector, second stage and
+    /// kernel, in memory
     ///
     /// A name with a comma needs a mode behind it: --disk a,b.img,rw
     #[arg(long = "disk", value_name = "FILE[,rw|ro|snapshot]",
