@@ -1,5 +1,5 @@
 ; A boot sector that changes what the keyboard sends before the BIOS sees it, by int 15h, function 4Fh: B instead of A, and no
-; X at all. It ends well if that is how a, x and Enter arrive.
+; X at all. It says `>` when it has begun, and ends well if that is how a, x and Enter arrive.
 bits 16
 org 0x7C00
 
@@ -14,6 +14,8 @@ org 0x7C00
     mov [next], eax
     mov dword [0x15 * 4], intercept
     sti
+    mov ax, 0x0E00 | '>'
+    int 0x10
     mov si, expected
 .key:
     mov ah, 0x00

@@ -19,6 +19,7 @@ BEAM        equ 0x3DA
     mov bl, %1
 %endmacro
 
+    cli                         ; the BIOS would take the controller's answers for keys
     xor ax, ax
     mov ss, ax
     mov sp, 0x7C00
@@ -41,8 +42,10 @@ BEAM        equ 0x3DA
     call both
 
     CHECK 3                     ; timer 2 counts to 0, once: its output is low until then
+    mov cx, 100                 ; a busy host may miss it
     mov al, 1
     out PORT_61, al
+.start:
     mov al, 0xB0                ; both bytes, mode 0
     out TIMER, al
     mov al, 0xFF
@@ -50,6 +53,7 @@ BEAM        equ 0x3DA
     out TIMER2, al
     in al, PORT_61
     test al, 1 << 5
+    loopnz .start
     jnz failed
 .count:
     in al, PORT_61

@@ -21,12 +21,16 @@ fn run(code: &[u8], user: impl FnOnce(&Parts, &Shared<Uart>) + Send + 'static) -
     let mut disk = code.to_vec();
     disk.resize(SECTOR - 2, 0);
     disk.extend(disk_image::SIGNATURE);
-    run_disk(disk, &[], user)
+    run_disk(disk, GREETING, &[], user)
 }
 
-/// The same with a whole disk, and with `calls` in memory.
+/// The end of what the BIOS says before it boots.
+const GREETING: &str = "of memory\r\n";
+
+/// The same with a whole disk that has begun when `begun` was printed, and with `calls` in memory.
 fn run_disk(
     disk: Vec<u8>,
+    begun: &'static str,
     calls: &[Call],
     user: impl FnOnce(&Parts, &Shared<Uart>) + Send + 'static,
 ) -> (Parts, Ending) {
@@ -36,7 +40,7 @@ fn run_disk(
         let uart = shared(Uart::new(line, printed.clone()));
         let (parts, port) = (parts.clone(), Arc::clone(&uart));
         thread::spawn(move || {
-            while !printed.text().contains("of memory\r\n") {
+            while !printed.text().contains(begun) {
                 thread::sleep(Duration::from_millis(1));
             }
             user(&parts, &port);
@@ -51,7 +55,7 @@ fn typed(function: u16, strokes: Vec<Stroke>, count: usize) -> Vec<u16> {
     let calls = vec![call(0x16, function << 8); count];
     let disk = asm::boot::SERVICES.to_vec();
     let (parts, ending) =
-        run_disk(disk, &calls, move |parts, _| i8042::type_in(&parts.i8042, strokes));
+        run_disk(disk, GREETING, &calls, move |parts, _| i8042::type_in(&parts.i8042, strokes));
     assert_eq!(ending, Ending::Exited(0));
     read_calls(&parts.ram, count).iter().map(Call::ax).collect()
 }
@@ -134,16 +138,17 @@ fn int_16_tells_what_is_held_and_locked() {
     ];
     let calls: Vec<_> =
         steps.iter().flat_map(|_| [call(0x16, 0x1000), call(0x16, 0x1200)]).collect();
-    let (parts, ending) = run_disk(asm::boot::SERVICES.to_vec(), &calls, move |parts, _| {
-        for (n, (codes, _, _)) in steps.iter().enumerate() {
-            sends(&parts.i8042, codes);
-            sends(&parts.i8042, &[0x1E, 0x9E]);
-            // The next ones wait until this one has been asked for.
-            while read_calls(&parts.ram, 2 * n + 2)[2 * n + 1].ax() == 0x1200 {
-                thread::sleep(Duration::from_millis(1));
+    let (parts, ending) =
+        run_disk(asm::boot::SERVICES.to_vec(), GREETING, &calls, move |parts, _| {
+            for (n, (codes, _, _)) in steps.iter().enumerate() {
+                sends(&parts.i8042, codes);
+                sends(&parts.i8042, &[0x1E, 0x9E]);
+                // The next ones wait until this one has been asked for.
+                while read_calls(&parts.ram, 2 * n + 2)[2 * n + 1].ax() == 0x1200 {
+                    thread::sleep(Duration::from_millis(1));
+                }
             }
-        }
-    });
+        });
     assert_eq!(ending, Ending::Exited(0));
     let done = read_calls(&parts.ram, calls.len());
     for (step, done) in steps.iter().zip(done.chunks(2)) {
@@ -158,7 +163,7 @@ fn int_16_gives_the_keypad_by_its_lock_and_stores_what_it_is_told() {
     // The ring has room for 15.
     calls.extend((1..=16).map(|n| store(0x1200 + n)));
     calls.extend([call(0x16, 0x0100), call(0x16, 0x0000), call(0x16, 0x0200)]);
-    let (parts, ending) = run_disk(asm::boot::SERVICES.to_vec(), &calls, |parts, _| {
+    let (parts, ending) = run_disk(asm::boot::SERVICES.to_vec(), GREETING, &calls, |parts, _| {
         // 7 and its Home, with Num Lock and Shift; + and Enter.
         sends(&parts.i8042, &[0x47, 0xC7, 0x45, 0xC5, 0x47, 0xC7, 0x2A, 0x47, 0xC7, 0xAA]);
         sends(&parts.i8042, &[0x4E, 0xCE, 0xE0, 0x1C, 0xE0, 0x9C, 0xE0, 0x35, 0xE0, 0xB5]);
@@ -177,26 +182,27 @@ fn int_16_gives_the_keypad_by_its_lock_and_stores_what_it_is_told() {
 #[test]
 fn a_program_may_have_scan_codes_for_itself() {
     let user = |parts: &Parts, _: &_| i8042::type_in(&parts.i8042, of("ax\r"));
-    assert_eq!(run_disk(asm::boot::INTERCEPT.to_vec(), &[], user).1, Ending::Exited(0));
+    assert_eq!(run_disk(asm::boot::INTERCEPT.to_vec(), ">", &[], user).1, Ending::Exited(0));
 }
 
 #[test]
 fn keys_of_keyboard_and_serial_port_come_in_one_row() {
     let calls = vec![call(0x16, 0x1000); 4];
-    let (parts, ending) = run_disk(asm::boot::SERVICES.to_vec(), &calls, |parts, uart| {
-        let taken = |count: usize| {
-            while read_calls(&parts.ram, count)[count - 1].ax() == 0x1000 {
-                thread::sleep(Duration::from_millis(1));
-            }
-        };
-        uart::type_in(uart, b"a");
-        taken(1);
-        i8042::type_in(&parts.i8042, of("b"));
-        taken(2);
-        uart::type_in(uart, b"c");
-        taken(3);
-        i8042::type_in(&parts.i8042, of("d"));
-    });
+    let (parts, ending) =
+        run_disk(asm::boot::SERVICES.to_vec(), GREETING, &calls, |parts, uart| {
+            let taken = |count: usize| {
+                while read_calls(&parts.ram, count)[count - 1].ax() == 0x1000 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            };
+            uart::type_in(uart, b"a");
+            taken(1);
+            i8042::type_in(&parts.i8042, of("b"));
+            taken(2);
+            uart::type_in(uart, b"c");
+            taken(3);
+            i8042::type_in(&parts.i8042, of("d"));
+        });
     assert_eq!(ending, Ending::Exited(0));
     let keys: Vec<_> = read_calls(&parts.ram, 4).iter().map(Call::ax).collect();
     assert_eq!(keys, [0x1E61, 0x3062, 0x2E63, 0x2064]);
