@@ -65,9 +65,9 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage06")]
         trace,
         #[cfg(feature = "stage07")]
-        disk,
+        boot_disk,
         #[cfg(feature = "stage07")]
-        disk_image,
+        disk,
         #[cfg(feature = "stage07")]
         firmware,
         #[cfg(feature = "stage07")]

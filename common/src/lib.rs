@@ -8,7 +8,7 @@
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`trace`] |
-//! | 07 | [`firmware`], [`disk`], [`disk_image`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`vga`], [`cpuid`], [`smp`], [`mp_table`], [`multiboot`], [`protected_mode`] |
+//! | 07 | [`firmware`], [`disk`], [`boot_disk`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`vga`], [`cpuid`], [`smp`], [`mp_table`], [`multiboot`], [`protected_mode`] |
 //! | 08 | [`linux`], [`acpi`], [`msr`], [`panic_watch`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
@@ -92,13 +92,13 @@ pub mod trace;
 pub mod uart;
 
 #[cfg(feature = "stage07")]
+pub mod boot_disk;
+#[cfg(feature = "stage07")]
 pub mod cmos;
 #[cfg(feature = "stage07")]
 pub mod cpuid;
 #[cfg(feature = "stage07")]
 pub mod disk;
-#[cfg(feature = "stage07")]
-pub mod disk_image;
 #[cfg(feature = "stage07")]
 pub mod firmware;
 #[cfg(feature = "stage07")]

@@ -41,14 +41,14 @@ pub fn run() -> Result<ExitCode> {
     program.arg(workspace::target().join("debug").join(stage));
     if stdin().is_terminal() {
         eprintln!("Booting Linux: leave its shell with `exit`, or the monitor with Ctrl-A x.");
-        return exit_code(program.status());
+        return workspace::exit_code(program.status(), "lab/run");
     }
     program.args(["--timeout", LIMIT_SECS]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = program.spawn().context("cannot start lab/run")?;
     let keys = child.stdin.take().expect("stdin is a pipe");
     let screen = child.stdout.take().expect("stdout is a pipe");
     play(screen, keys, &mut stdout())?;
-    exit_code(child.wait())
+    workspace::exit_code(child.wait(), "lab/run")
 }
 
 /// Copies what the guest prints to `out`, except for its questions to the terminal, and types the next line of
@@ -79,12 +79,6 @@ fn play(mut screen: impl Read, mut keys: impl Write, out: &mut impl Write) -> Re
             printed.clear();
         }
     }
-}
-
-/// The child's exit code as ours.
-fn exit_code(status: std::io::Result<std::process::ExitStatus>) -> Result<ExitCode> {
-    let code = status.context("cannot run lab/run")?.code().context("killed by a signal")?;
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
 #[cfg(test)]

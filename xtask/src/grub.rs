@@ -12,9 +12,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use cli::cache;
+use common::boot_disk::Parts;
 use tempfile::tempdir;
 
-use crate::{disk, packages};
+use crate::packages;
 
 /// Where GRUB finds the rest of itself.
 const PREFIX: &str = "(hd0,msdos1)/boot/grub";
@@ -146,7 +147,6 @@ pub fn refresh() -> Result<()> {
 /// Makes the disk.
 fn build(tools: &Tools, kernel: &Path, initrd: &Path) -> Result<Vec<u8>> {
     let boot = read(&tools.platform.join("boot.img"))?;
-    let code = boot.first_chunk().context("GRUB's boot.img is too short")?;
     let mut files = vec![
         ("boot/grub/grub.cfg".to_owned(), MENU.into()),
         ("vmlinuz".to_owned(), read(kernel)?),
@@ -161,7 +161,9 @@ fn build(tools: &Tools, kernel: &Path, initrd: &Path) -> Result<Vec<u8>> {
     }
     // The same files, the same image: folders list theirs in any order.
     files[3..].sort();
-    disk::build(code, &tools.core()?, &files)
+    let files: Vec<_> = files.iter().map(|(path, bytes)| (&path[..], &bytes[..])).collect();
+    let parts = Parts { mbr: &boot, gap: &tools.core()?, boot: &[], files: &files };
+    parts.build().context("cannot make GRUB's disk")
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -2,8 +2,8 @@
 
 mod bench;
 mod demo;
-mod disk;
 mod grub;
+mod image;
 mod initramfs;
 mod packages;
 mod progress;
@@ -61,6 +61,19 @@ Try: cargo xtask bench exits             one port and one MMIO exit
 
 bench/README.md says what each row means and how it is measured.")]
     Bench(bench::Args),
+    /// Write stage 07's own boot disk to a file: MBR, second stage, and a FAT16 partition with the Rust kernel
+    #[command(after_help = "\
+Try: cargo xtask image boot.img
+     hexdump -C boot.img | head -40
+     cargo run --bin 07_bootloader -- --disk boot.img
+
+It is a PC's disk: the same image boots in QEMU, by QEMU's own BIOS (Ctrl-A x leaves
+it), and from a USB stick that it is written to. The kernel talks on COM1.
+     qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
+                        -device isa-debug-exit,iobase=0xf4
+
+mtools look into its partition: mdir -i boot.img@@1M")]
+    Image(image::Args),
     /// Write a disk image from which GRUB boots stage 08's Linux, for stage 07
     #[command(after_help = "\
 Try: cargo xtask grub-image grub.img
@@ -95,6 +108,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Image(args) => image::run(&args),
         Task::GrubImage(args) => grub::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lab { command } => lab::shell(&command),
     };

@@ -1,7 +1,10 @@
 //! Where things stand in the workspace.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode, ExitStatus};
+
+use anyhow::{Context, Result};
 
 /// The eight stages, which are packages' folders and programs' names alike.
 pub const STAGES: [&str; 8] = [
@@ -33,4 +36,11 @@ pub fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(root()).env("CARGO_TARGET_DIR", target());
     cargo
+}
+
+/// The exit code of `program`, which was run, as ours.
+pub fn exit_code(status: io::Result<ExitStatus>, program: &str) -> Result<ExitCode> {
+    let status = status.with_context(|| format!("cannot run {program}"))?;
+    let code = status.code().with_context(|| format!("{program} was killed by a signal"))?;
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }

@@ -11,11 +11,11 @@ use cli::trace;
 use common::cmos::BootFirst;
 use common::ide::Drive;
 use common::smp::MAX_CPUS;
-use common::{disk_image, file, firmware};
+use common::{boot_disk, file, firmware};
 
 use crate::disks::{self, Disk};
 
-/// Boots a disk: BIOS, boot sector, second stage, and the Rust kernel of stage 06.
+/// Boots a disk: BIOS, MBR, second stage, and the Rust kernel of stage 06.
 ///
 /// The vCPU takes its first instruction from a ROM, 16 bytes below 4 GiB. The BIOS there sets the
 /// machine up, loads sector 0 of the disk to 0x7C00, checks that it ends in 55 AA, and jumps to it.
@@ -24,18 +24,15 @@ use crate::disks::{self, Disk};
 #[command(after_help = "\
 Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
      07_bootloader --no-disk                 what the BIOS says to that
-     07_bootloader --write-image boot.img    the disk as a file, for hexdump -C
-     07_bootloader --disk boot.img           boot it, or another flat image
-     07_bootloader --disk boot.img,snapshot  boot it and leave it as it is
+     07_bootloader --disk disk.img           boot another disk, a flat image
+     07_bootloader --disk disk.img,snapshot  boot it and leave it as it is
      07_bootloader --exit-when '> ' --stats  how many exits a boot costs
      07_bootloader --kernel FILE             no BIOS: the host is the boot loader
      07_bootloader --disk FILE --display text --serial log.txt
                                              another system on screen and keyboard,
                                              what its serial port says in a file
 
-The same image boots a PC, or QEMU:
-     qemu-system-x86_64 -nographic -drive file=boot.img,format=raw \\
-                        -device isa-debug-exit,iobase=0xf4
+`cargo xtask image` writes the built-in disk to a file. It boots a PC, or QEMU, too.
 
 The machine: vCPUs with local APICs, IOAPIC, PICs and timer (PIT) in KVM, a text
 screen at 0xB8000 and its registers at 0x3C0, a keyboard controller at 0x60 on
@@ -46,8 +43,8 @@ from the serial port, or from the keyboard with --display text.")]
 pub struct Args {
     /// A disk: a flat image, or a block device. What the guest writes goes to the file; with ,ro it
     /// cannot write, with ,snapshot its writes are thrown away at the end. Up to four: primary
-    /// master and slave, secondary master and slave. Without any: our boot sector, second stage and
-    /// kernel, in memory
+    /// master and slave, secondary master and slave. Without any: our MBR, second stage and kernel,
+    /// in memory
     ///
     /// A name with a comma needs a mode behind it: --disk a,b.img,rw
     #[arg(long = "disk", value_name = "FILE[,rw|ro|snapshot]",
@@ -57,10 +54,6 @@ pub struct Args {
     /// Start without a disk, to see what the BIOS says
     #[arg(long, conflicts_with = "disks")]
     no_disk: bool,
-
-    /// Write the built-in disk to FILE and end
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["disks", "no_disk"])]
-    pub write_image: Option<PathBuf>,
 
     /// Start no BIOS, but enter this kernel as a Multiboot loader does: a 32-bit ELF file, or one with addresses in
     /// its header. There is no built-in disk then
@@ -158,7 +151,10 @@ impl Args {
         match &self.disks[..] {
             _ if self.no_disk => Ok(Vec::new()),
             [] if self.kernel.is_some() => Ok(Vec::new()),
-            [] => Ok(vec![Drive::new(built_in_disk()?, "1")]),
+            [] => {
+                let disk = boot_disk::build(asm::boot::MBR, asm::boot::STAGE2, guests::KERNEL)?;
+                Ok(vec![Drive::new(disk, "1")])
+            }
             disks => disks::open(disks, self.kernel.is_none()),
         }
     }
@@ -173,9 +169,4 @@ impl Args {
         });
         checked.with_context(|| format!("firmware {}", path.display()))
     }
-}
-
-/// Boot sector, second stage and kernel as one disk.
-pub fn built_in_disk() -> Result<Vec<u8>> {
-    Ok(disk_image::build(asm::boot::SECTOR, asm::boot::STAGE2, guests::KERNEL)?)
 }

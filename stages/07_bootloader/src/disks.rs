@@ -5,8 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use common::boot_disk;
 use common::disk::{self, Access, SECTOR, Sectors};
-use common::disk_image;
 use common::ide::{self, Drive};
 
 /// A disk as the command line has it: `FILE[,rw|ro|snapshot]`.
@@ -72,5 +72,5 @@ pub fn open(disks: &[Disk], boots: bool) -> Result<Vec<Drive>> {
 fn check_boot_sector(disk: &mut impl Sectors) -> Result<()> {
     let mut boot_sector = [0; SECTOR];
     disk.read(0, &mut boot_sector).context("cannot read the first sector")?;
-    Ok(disk_image::check_boot_sector(&boot_sector)?)
+    Ok(boot_disk::check_boot_sector(&boot_sector)?)
 }

@@ -10,7 +10,7 @@ mod disks;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use args::{Args, Display, built_in_disk};
+use args::{Args, Display};
 use cli::console::Console;
 use cli::{Ended, keys};
 use common::bus::{self, Bus, shared};
@@ -21,17 +21,13 @@ use common::i8042::{self, I8042, SystemControl};
 use common::irqfd::{self, Irqfd};
 use common::uart::{self, Uart};
 use common::vga::{self, Picture, Vga};
-use common::{cpuid, file, ide, kvm, mp_table, multiboot, run, smp};
+use common::{cpuid, ide, kvm, mp_table, multiboot, run, smp};
 
 fn main() -> ExitCode {
     cli::main(machine)
 }
 
 fn machine(args: Args) -> Result<Ended> {
-    if let Some(path) = &args.write_image {
-        file::write(path, &built_in_disk()?).with_context(|| path.display().to_string())?;
-        return Ok(Ended::Well);
-    }
     let (drives, mut rom) = (args.drives()?, args.rom()?);
     let kvm = kvm::open()?;
     if args.firmware.is_none() {

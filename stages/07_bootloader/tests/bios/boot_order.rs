@@ -2,10 +2,11 @@
 
 use std::io;
 
+use common::boot_disk::SIGNATURE;
 use common::bus::shared;
 use common::cmos::BootFirst;
+use common::disk::SECTOR;
 use common::disk::Sectors;
-use common::disk_image::{SECTOR, SIGNATURE};
 use common::ide::Drive;
 use common::run::{self, Ending};
 use common::uart::Uart;

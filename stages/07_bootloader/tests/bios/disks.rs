@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use common::bus::{Device, shared};
+use common::disk::SECTOR;
 use common::disk::Sectors;
-use common::disk_image::SECTOR;
 use common::ide::{CHANNELS, Drive};
 
 use super::{Call, DATA, DATA_SEGMENT, Machine, call, sectors};

@@ -1,7 +1,7 @@
 //! int 09h and 16h: the keyboard, by its scan codes; and what it resets.
 
+use common::boot_disk;
 use common::bus::{Device, Shared};
-use common::disk_image;
 use common::i8042::{self, I8042};
 use common::keyboard::{Key, Stroke};
 
@@ -20,7 +20,7 @@ fn held(key: Key, shift: bool, ctrl: bool, alt: bool) -> Stroke {
 fn run(code: &[u8], user: impl FnOnce(&Parts, &Shared<Uart>) + Send + 'static) -> (Parts, Ending) {
     let mut disk = code.to_vec();
     disk.resize(SECTOR - 2, 0);
-    disk.extend(disk_image::SIGNATURE);
+    disk.extend(boot_disk::SIGNATURE);
     run_disk(disk, GREETING, &[], user)
 }
 

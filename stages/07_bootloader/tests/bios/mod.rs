@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::bus::shared;
 use common::cmos::BootFirst;
-use common::disk_image::SECTOR;
+use common::disk::SECTOR;
 use common::e820;
 use common::ide::Drive;
 use common::layout::{TEXT_SCREEN, ram_ranges};

@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use common::disk_image::{SECTOR, SIGNATURE};
+use common::boot_disk::SIGNATURE;
+use common::disk::SECTOR;
 
 use crate::{Disks, program};
 
@@ -114,11 +115,18 @@ fn the_serial_port_can_go_to_a_file_meanwhile() {
     let disks = Disks::new();
     let log = disks.path("log");
     let args = ["--timeout", "60", "--display", "text", "--serial"];
-    // The boot sector of the built-in disk speaks on the serial port, the BIOS does not.
-    let ran = program().args(args).args([&log]).args(["--memory", "4M"]).run();
-    assert_eq!(ran.ended(1).out(), "mini-kvm BIOS, 4 MiB of memory\n");
-    let said = std::fs::read_to_string(&log).unwrap();
-    assert!(said.starts_with("boot sector: loading stage 2\r\n"), "{said}");
+    // mov al, '!'; mov dx, 0x3F8; out dx, al; mov al, 0; out 0xF4, al. The BIOS says nothing there.
+    let speaks = [0xB0, b'!', 0xBA, 0xF8, 0x03, 0xEE, 0xB0, 0, 0xE6, 0xF4];
+    let speaks = disks.write("speaks", &disk(&speaks));
+    let ran = program().args(args).args([&log]).args(["--disk"]).args([&speaks]).run();
+    assert_eq!(ran.ended(0).out(), format!("{GREETING}\n"));
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "!");
+
+    // Nor does the second stage, for it speaks by the BIOS.
+    let ran = program().args(args).args([&log]).args(["--memory", "1M"]).run();
+    let why = "stage 2: there is no memory beyond the first MiB\n";
+    assert!(ran.ended(1).out().ends_with(why), "{}", ran.out());
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
 
     program().args(["--serial"]).args([&log]).run().refused(2, "--serial goes with --display text");
     program().args(args).args([disks.path("")]).run().refused(2, "this is a directory");

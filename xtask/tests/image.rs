@@ -1,0 +1,58 @@
+//! Stage 07's boot disk on a PC with another firmware than ours: QEMU's. It needs no KVM.
+
+use std::fs;
+use std::path::Path;
+
+use testkit::Program;
+
+/// Boots an image in QEMU to the kernel's shell, has it calculate, and leaves it.
+fn boots(image: &Path, drive: &[&str]) {
+    let disk = fs::read(image).unwrap();
+    let file = format!("if=none,id=boot,format=raw,file={}", image.display());
+    let mut pc = Program::new(lab::qemu::find().unwrap())
+        .args(["-accel", "tcg", "-m", "64", "-nographic", "-no-reboot", "-nic", "none"])
+        .args(["-drive", &file])
+        .args(drive)
+        .args(["-device", "isa-debug-exit,iobase=0xf4"])
+        .on_terminal();
+    pc.expect("stage 2: loading KERNEL.ELF").expect("by a boot loader on a disk");
+    // SeaBIOS keeps its tables at the end of memory, and says so in its map.
+    pc.expect("> ").send("mem\r").expect(" to 0x0004000000 ").expect(" KiB reserved");
+    pc.expect("> ").send("calc 6*7\r").expect("\n42");
+    pc.expect("> ").send("exit\r");
+    // isa-debug-exit makes 2n + 1 of n.
+    assert_eq!(pc.end(), 1, "{drive:?}");
+    assert!(fs::read(image).unwrap() == disk, "{drive:?}: booting wrote to the disk");
+}
+
+#[test]
+fn the_image_is_a_pcs_disk() {
+    if lab::qemu::find().is_err() {
+        assert!(
+            std::env::var_os("MINI_KVM_REQUIRE_LAB").is_none(),
+            "QEMU is not installed: run `cargo xtask setup`"
+        );
+        println!("skipped: QEMU is not installed (cargo xtask setup)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("boot.img");
+    let xtask = || Program::new(env!("CARGO_BIN_EXE_xtask")).args(["image"]);
+    // Building it may take longer than a program usually has.
+    let patience = std::time::Duration::from_secs(600);
+    xtask().args([&image]).patience(patience).run().ended(0);
+    xtask().args([folder.path()]).patience(patience).run().refused(2, "this is a directory");
+
+    let ide = ["-device", "ide-hd,drive=boot"];
+    boots(&image, &ide);
+    boots(&image, &["-M", "q35", "-device", "ide-hd,drive=boot"]);
+    boots(&image, &["-device", "qemu-xhci", "-device", "usb-storage,drive=boot"]);
+
+    // The loader on a BIOS that knows neither linear addresses nor how to open the A20 gate, which shuts here.
+    let mut disk = fs::read(&image).unwrap();
+    disk.copy_within(..512, 512);
+    disk[..446].copy_from_slice(&asm::boot::OLD_BIOS[..446]);
+    let old = folder.path().join("old.img");
+    fs::write(&old, disk).unwrap();
+    boots(&old, &ide);
+}
