@@ -95,6 +95,13 @@ impl Console {
         Ok(Self { screen, stop, raw, stats, deadline, last_picture: None, notice: None })
     }
 
+    /// Has the terminal begin a line for a line feed alone, as it does for other programs: there are guests, xv6 for
+    /// one, that send no carriage return.
+    #[cfg(feature = "stage07")]
+    pub fn return_carriages(&self) -> io::Result<()> {
+        if self.raw { terminal::return_carriages() } else { Ok(()) }
+    }
+
     /// Where the guest's output goes. What has come together is written at once, by a thread of its
     /// own: a console that is slow to print does not slow the guest down, up to 64 KiB.
     pub fn screen(&self) -> Screen {
@@ -525,6 +532,8 @@ mod terminal {
     static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
     static WATCH: Once = Once::new();
     static WATCHED: AtomicBool = AtomicBool::new(false);
+    /// What is printed is treated as it was before.
+    static OUTPUT_AS_BEFORE: AtomicBool = AtomicBool::new(false);
 
     /// Raw mode: keys are neither echoed nor gathered to lines, and none makes a signal.
     pub fn take() -> io::Result<()> {
@@ -534,8 +543,18 @@ mod terminal {
         set_raw(modes)
     }
 
+    #[cfg(feature = "stage07")]
+    pub fn return_carriages() -> io::Result<()> {
+        OUTPUT_AS_BEFORE.store(true, Ordering::Relaxed);
+        lock(&BEFORE).clone().map_or(Ok(()), set_raw)
+    }
+
     fn set_raw(mut modes: Termios) -> io::Result<()> {
+        let output = modes.output_modes;
         modes.make_raw();
+        if OUTPUT_AS_BEFORE.load(Ordering::Relaxed) {
+            modes.output_modes = output;
+        }
         Ok(tcsetattr(io::stdin(), OptionalActions::Now, &modes)?)
     }
 

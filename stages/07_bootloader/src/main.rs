@@ -71,7 +71,10 @@ fn machine(args: Args) -> Result<Ended> {
 
     // Keys go in, the guest runs, and how it ended is how we end.
     match args.display {
-        Display::Serial => console.type_into(move |keys| uart::type_in(&uart, keys))?,
+        Display::Serial => {
+            console.return_carriages()?;
+            console.type_into(move |keys| uart::type_in(&uart, keys))?;
+        }
         Display::Text => {
             args.trace.check_beside_picture()?;
             let ram = vm.ram();

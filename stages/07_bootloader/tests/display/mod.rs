@@ -131,3 +131,20 @@ fn the_serial_port_can_go_to_a_file_meanwhile() {
     program().args(["--serial"]).args([&log]).run().refused(2, "--serial goes with --display text");
     program().args(args).args([disks.path("")]).run().refused(2, "this is a directory");
 }
+
+#[test]
+fn a_line_feed_alone_begins_a_line_of_the_terminal() {
+    // xv6 sends no carriage return, and would go down a stair.
+    let mut code = vec![0xBA, 0xF8, 0x03]; // mov dx, 3F8h
+    code.extend(b"ab\ncd\ne#".iter().flat_map(|&byte| [0xB0, byte, 0xEE])); // mov al, byte; out dx, al
+    code.extend(WAITS);
+    let disks = Disks::new();
+    let mut guest =
+        program().args(["--disk"]).args([disks.write("lines", &disk(&code))]).on_terminal();
+    guest.shows("e#");
+    assert_eq!(guest.terminal().cursor_position().1, 2);
+    assert!(guest.terminal().contents().contains("\ncd\ne#"));
+    guest.send("\x01x");
+    assert_eq!(guest.end(), 0);
+    assert!(!guest.is_raw());
+}
