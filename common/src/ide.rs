@@ -101,15 +101,7 @@ pub struct Channel {
 
 impl Channel {
     /// A channel whose interrupts go to `line`.
-    pub fn new(
-        mut device_0: Drive,
-        mut device_1: Option<Drive>,
-        line: impl Interrupt + 'static,
-    ) -> Self {
-        device_0.reset();
-        if let Some(drive) = &mut device_1 {
-            drive.reset();
-        }
+    pub fn new(device_0: Drive, device_1: Option<Drive>, line: impl Interrupt + 'static) -> Self {
         Self { device_0, device_1, control: 0, line: Box::new(line), asserted: false }
     }
 

@@ -138,7 +138,8 @@ pub struct Drive {
 }
 
 impl Drive {
-    /// A drive with this disk. Guests tell drives apart by their serial number: up to 20 characters of ASCII.
+    /// A drive with this disk, in the state after power-on. Guests tell drives apart by their serial number: up to 20
+    /// characters of ASCII.
     pub fn new(disk: impl Sectors + 'static, serial: &str) -> Self {
         let geometry = Geometry::native(disk.count());
         Self {

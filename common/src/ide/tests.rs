@@ -822,3 +822,66 @@ proptest! {
         }
     }
 }
+
+/// One exit of a guest that does what it likes.
+#[derive(Clone, Debug)]
+enum Access {
+    Register(u64, u8),
+    Command(u8),
+    Control(u8),
+    /// Words from and to the data port.
+    Read(usize),
+    Write(usize),
+    Status,
+}
+
+fn access() -> impl Strategy<Value = Access> {
+    let commands = vec![
+        0x10u8, 0x20, 0x24, 0x29, 0x30, 0x34, 0x39, 0x40, 0x42, 0x70, 0x90, 0x91, 0xC4, 0xC5, 0xC6,
+        0xE5, 0xE7, 0xEA, 0xEC, 0xEF,
+    ];
+    // Most numbers are small, or most commands would fail at once.
+    let value = || prop_oneof![4 => 0..4u8, 2 => 90..110u8, 1 => any::<u8>()];
+    prop_oneof![
+        6 => (1..6u64, value()).prop_map(|(register, value)| Access::Register(register, value)),
+        2 => prop::sample::select(vec![0x00u8, 0x10, 0x40, 0x50])
+            .prop_map(|device| Access::Register(DEVICE, device)),
+        4 => prop::sample::select(commands).prop_map(Access::Command),
+        1 => any::<u8>().prop_map(Access::Command),
+        1 => prop::sample::select(vec![0u8, 0, 2, 4, 0x80]).prop_map(Access::Control),
+        3 => (1..2048usize).prop_map(Access::Read),
+        3 => (1..2048usize).prop_map(Access::Write),
+        1 => Just(Access::Status),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Nor does it reach a sector that is not there: the disk would panic. And a drive that can be spoken to is ready.
+    #[test]
+    fn no_guest_brings_a_channel_down(
+        accesses in prop::collection::vec(access(), 1..300),
+        bad in 0..100u64,
+    ) {
+        let noted = |bad| Noted { bad, ..Noted::default() };
+        let second = Drive::new(noted(bad..bad + 1), "2");
+        let mut guest = Guest::with_drives(Drive::new(noted(0..0), "1"), Some(second));
+        for access in accesses {
+            match access {
+                Access::Register(register, value) => guest.outb(register, value),
+                Access::Command(command) => guest.outb(COMMAND, command),
+                Access::Control(value) => guest.control.write(0, &[value]),
+                Access::Read(count) => drop(guest.words(count)),
+                Access::Write(count) => guest.send(&vec![0x5A; 2 * count]),
+                Access::Status => drop(guest.status()),
+            }
+        }
+        guest.control.write(0, &[0]);
+        for device in [0, DEVICE_1] {
+            guest.outb(DEVICE, device);
+            prop_assert_eq!(guest.status() & !(DRQ | ERR), READY);
+            prop_assert_eq!(guest.identify()[60], 100);
+        }
+    }
+}
