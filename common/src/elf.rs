@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use linux_loader::elf::{
     EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_386, EM_X86_64, ET_EXEC, Elf64_Ehdr,
-    Elf64_Phdr, PT_LOAD,
+    Elf64_Phdr, PT_LOAD, PT_NOTE,
 };
 use thiserror::Error;
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryError, ReadVolatile};
@@ -23,6 +23,9 @@ pub const MAGIC: [u8; 4] = *b"\x7FELF";
 
 /// The most program headers that are read. Kernels have 3 to 6.
 pub const MAX_PROGRAM_HEADERS: u16 = 64;
+
+/// The most bytes of a segment of notes that are read. Linux has 500 of them.
+const MAX_NOTES: u64 = 0x1_0000;
 
 /// Why a file is no program that can be loaded.
 #[derive(Debug, Error)]
@@ -247,7 +250,15 @@ pub fn load<F>(ram: &Ram, file: &mut F, allowed: Range<u64>) -> Result<Image, Er
 where
     F: Read + Seek + ReadVolatile,
 {
-    load_as::<F, Elf64_Ehdr, Elf64_Phdr>(ram, file, &X86_64, allowed)
+    load_as::<F, Elf64_Ehdr, Elf64_Phdr>(ram, file, &X86_64, allowed, None)
+}
+
+/// The same for a file that is entered at `entry`, and not where its header says.
+pub fn load_at<F>(ram: &Ram, file: &mut F, allowed: Range<u64>, entry: u64) -> Result<Image, Error>
+where
+    F: Read + Seek + ReadVolatile,
+{
+    load_as::<F, Elf64_Ehdr, Elf64_Phdr>(ram, file, &X86_64, allowed, Some(entry))
 }
 
 /// The same for a 32-bit file, for the 80386 and what came after it.
@@ -255,7 +266,81 @@ pub fn load_32<F>(ram: &Ram, file: &mut F, allowed: Range<u64>) -> Result<Image,
 where
     F: Read + Seek + ReadVolatile,
 {
-    load_as::<F, Elf32Ehdr, Elf32Phdr>(ram, file, &I386, allowed)
+    load_as::<F, Elf32Ehdr, Elf32Phdr>(ram, file, &I386, allowed, None)
+}
+
+/// The content of the first note of this kind by `owner` in an x86-64 ELF file (System V ABI, "Note Section").
+/// `owner` ends in a NUL, as it does in the file.
+pub fn find_note<F>(file: &mut F, owner: &[u8], kind: u32) -> Result<Option<Vec<u8>>, Error>
+where
+    F: Read + Seek,
+{
+    let (_, segments, len) = read_headers::<F, Elf64_Ehdr, Elf64_Phdr>(file, &X86_64)?;
+    for segment in segments.iter().filter(|segment| segment.kind == PT_NOTE) {
+        file.seek(SeekFrom::Start(inside("a note", segment.offset, segment.filesz, len)?))?;
+        let mut notes = Vec::new();
+        Read::by_ref(file).take(segment.filesz.min(MAX_NOTES)).read_to_end(&mut notes)?;
+        let mut rest = &notes[..];
+        while let Some((name, found, content)) = next_note(&mut rest) {
+            if (name, found) == (owner, kind) {
+                return Ok(Some(content.to_vec()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Takes a note: its owner's name, its kind, its content. All three begin at multiples of four bytes.
+fn next_note<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], u32, &'a [u8])> {
+    let mut word = || {
+        let (word, behind) = rest.split_first_chunk()?;
+        *rest = behind;
+        Some(u32::from_le_bytes(*word))
+    };
+    let (name_len, content_len, kind) = (word()? as usize, word()? as usize, word()?);
+    let mut take = |len: usize| {
+        let bytes = rest.get(..len)?;
+        *rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(bytes)
+    };
+    Some((take(name_len)?, kind, take(content_len)?))
+}
+
+/// Where `start` is, if `size` bytes from there on are in a file of `len` bytes.
+fn inside(what: &'static str, start: u64, size: u64, len: u64) -> Result<u64, Error> {
+    match start.checked_add(size) {
+        Some(end) if end <= len => Ok(start),
+        end => Err(Error::Truncated { what, end: end.unwrap_or(u64::MAX), len }),
+    }
+}
+
+/// The header, all program headers, and the file's length.
+fn read_headers<F, Ehdr, Phdr>(
+    file: &mut F,
+    format: &Format,
+) -> Result<(Header, Vec<Segment>, u64), Error>
+where
+    F: Read + Seek,
+    Ehdr: ByteValued + Default + Into<Header>,
+    Phdr: ByteValued + Default + Into<Segment>,
+{
+    let len = file.seek(SeekFrom::End(0))?;
+    let mut header = Ehdr::default();
+    let start = inside("the ELF header", 0, size_of::<Ehdr>() as u64, len)?;
+    file.seek(SeekFrom::Start(start))?;
+    file.read_exact(header.as_mut_slice())?;
+    let header: Header = header.into();
+    check(&header, format)?;
+
+    let table = u64::from(header.count) * size_of::<Phdr>() as u64;
+    file.seek(SeekFrom::Start(inside("the table of segments", header.table, table, len)?))?;
+    let mut segments = Vec::new();
+    for _ in 0..header.count {
+        let mut segment = Phdr::default();
+        file.read_exact(segment.as_mut_slice())?;
+        segments.push(segment.into());
+    }
+    Ok((header, segments, len))
 }
 
 fn load_as<F, Ehdr, Phdr>(
@@ -263,35 +348,16 @@ fn load_as<F, Ehdr, Phdr>(
     file: &mut F,
     format: &Format,
     allowed: Range<u64>,
+    entry: Option<u64>,
 ) -> Result<Image, Error>
 where
     F: Read + Seek + ReadVolatile,
     Ehdr: ByteValued + Default + Into<Header>,
     Phdr: ByteValued + Default + Into<Segment>,
 {
-    let len = file.seek(SeekFrom::End(0))?;
-    let inside = |what, start: u64, size: u64| match start.checked_add(size) {
-        Some(end) if end <= len => Ok(start),
-        end => Err(Error::Truncated { what, end: end.unwrap_or(u64::MAX), len }),
-    };
-
-    let mut header = Ehdr::default();
-    file.seek(SeekFrom::Start(inside("the ELF header", 0, size_of::<Ehdr>() as u64)?))?;
-    file.read_exact(header.as_mut_slice())?;
-    let header: Header = header.into();
-    check(&header, format)?;
-
-    let table = u64::from(header.count) * size_of::<Phdr>() as u64;
-    file.seek(SeekFrom::Start(inside("the table of segments", header.table, table)?))?;
-    let mut segments = Vec::new();
-    for _ in 0..header.count {
-        let mut segment = Phdr::default();
-        file.read_exact(segment.as_mut_slice())?;
-        let segment: Segment = segment.into();
-        if segment.kind == PT_LOAD && segment.memsz > 0 {
-            segments.push(segment);
-        }
-    }
+    let (header, mut segments, len) = read_headers::<F, Ehdr, Phdr>(file, format)?;
+    let entry = entry.unwrap_or(header.entry);
+    segments.retain(|segment| segment.kind == PT_LOAD && segment.memsz > 0);
 
     let (mut lowest, mut highest) = (u64::MAX, 0);
     let mut has_entry = false;
@@ -300,16 +366,16 @@ where
         if filesz > memsz {
             return Err(Error::Segment { filesz, memsz });
         }
-        inside("a segment", offset, filesz)?;
+        inside("a segment", offset, filesz, len)?;
         let end = start.checked_add(memsz).filter(|end| *end <= allowed.end);
         let Some(end) = end.filter(|_| start >= allowed.start) else {
             return Err(Error::Place { start, size: memsz, allowed });
         };
-        has_entry |= (start..end).contains(&header.entry);
+        has_entry |= (start..end).contains(&entry);
         (lowest, highest) = (start.min(lowest), end.max(highest));
     }
     if !has_entry {
-        return Err(Error::Entry(header.entry));
+        return Err(Error::Entry(entry));
     }
     // So no more is read than there is memory, however many segments name the same part of the file.
     segments.sort_by_key(|segment| segment.paddr);
@@ -322,7 +388,7 @@ where
         file.seek(SeekFrom::Start(segment.offset))?;
         read_exact(ram, GuestAddress(segment.paddr), file, segment.filesz as usize)?;
     }
-    Ok(Image { entry: GuestAddress(header.entry), range: lowest..highest })
+    Ok(Image { entry: GuestAddress(entry), range: lowest..highest })
 }
 
 /// Whether this is a little-endian executable of this format with program headers of the known size.
@@ -403,6 +469,51 @@ mod tests {
         let mut bytes = [0; 8];
         ram.read_slice(&mut bytes, image.entry).unwrap();
         assert_eq!(&bytes, b"kernel\0\0");
+    }
+
+    #[test]
+    fn an_entry_can_be_another_one() {
+        let mut file = elf(b"kernel", 0x20_0000, 0x1000);
+        file[24..32].fill(0xFF);
+        assert!(matches!(load_bytes(&file).unwrap_err(), Error::Entry(u64::MAX)));
+        let load = |entry| load_at(&ram(), &mut Cursor::new(&file), ALLOWED, entry);
+        assert_eq!(load(0x20_0FFF).unwrap().entry.0, 0x20_0FFF);
+        assert!(matches!(load(0x20_1000).unwrap_err(), Error::Entry(0x20_1000)));
+    }
+
+    /// An ELF file with these bytes as its notes.
+    fn with_notes(notes: &[u8]) -> Vec<u8> {
+        let mut file = elf(notes, 0x20_0000, 0x1000);
+        file[64] = 4; // PT_NOTE
+        file
+    }
+
+    #[test]
+    fn a_note_is_found_by_its_owner_and_its_kind() {
+        let note = |owner: &[u8], kind: u32, content: &[u8]| {
+            let words = [owner.len() as u32, content.len() as u32, kind];
+            let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+            for part in [owner, content] {
+                bytes.extend(part);
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+            }
+            bytes
+        };
+        let others = [note(b"GNU\0", 18, b"no"), note(b"Xen\0", 5, b"12345")].concat();
+        let entry = note(b"Xen\0", 18, b"entry");
+        let notes = [&others[..], &entry, &note(b"Xen\0", 18, b"later")].concat();
+        let find = |bytes: &[u8]| find_note(&mut Cursor::new(bytes), b"Xen\0", 18);
+        let file = with_notes(&notes);
+        assert_eq!(find(&file).unwrap().unwrap(), b"entry");
+        assert_eq!(find(&elf(&notes, 0x20_0000, 0x1000)).unwrap(), None, "no notes");
+        // The padding of the last one may be missing, and no more.
+        let end = others.len() + 12 + 4 + 5;
+        assert_eq!(find(&with_notes(&notes[..end])).unwrap().unwrap(), b"entry");
+        for len in 0..end {
+            assert_eq!(find(&with_notes(&notes[..len])).unwrap(), None, "{len}");
+            // The header promises more than there is.
+            assert!(matches!(find(&file[..120 + len]).unwrap_err(), Error::Truncated { .. }));
+        }
     }
 
     #[test]
@@ -524,6 +635,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_notes_bring_the_search_down(notes in prop::collection::vec(0_u8..20, 0..200)) {
+            let _ = find_note(&mut Cursor::new(with_notes(&notes)), &[], 4);
+        }
+
         #[test]
         fn no_32_bit_header_brings_the_loader_down(
             changes in prop::collection::vec((0usize..84, any::<u8>()), 0..12),

@@ -19,6 +19,7 @@
 mod bzimage;
 mod cache;
 mod payload;
+mod pvh;
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
@@ -201,7 +202,7 @@ const MIB: u64 = 1 << 20;
 /// Which way a kernel is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Way {
-    /// The quickest one that it has: [`Way::Elf`], else [`Way::Packed`], else [`Way::Packed32`].
+    /// The quickest one that it has: [`Way::Elf`], else [`Way::Pvh`], else [`Way::Packed`], else [`Way::Packed32`].
     #[default]
     Auto,
     /// The entry of the ELF file: of a vmlinux, or of the one in a bzImage, which is unpacked for that.
@@ -210,6 +211,8 @@ pub enum Way {
     Packed,
     /// Its 32-bit entry, which all bzImages have.
     Packed32,
+    /// The PVH entry that a vmlinux has in a note, or the one in a bzImage.
+    Pvh,
 }
 
 /// How [`load_kernel`] is to do its work.
@@ -228,6 +231,8 @@ pub enum Mode {
     Long,
     /// 32-bit protected mode without paging, `ESI` at the boot_params (1.14 "32-bit Boot Protocol").
     Protected,
+    /// The same mode, `EBX` at the start info (Xen's PVH).
+    Pvh,
 }
 
 /// A kernel in guest memory.
@@ -257,6 +262,7 @@ pub fn load_kernel(ram: &Ram, path: &Path, options: &Options) -> Result<Kernel, 
     let mode = match mode {
         Mode::Long => "64-bit mode",
         Mode::Protected => "32-bit protected mode",
+        Mode::Pvh => "32-bit protected mode, by PVH",
     };
     kernel.notes.push(format!("is entered at {:#x} in {mode}", kernel.entry.0));
     kernel.notes.push(format!("has the memory from {start:#x} to {end:#x}"));
@@ -281,12 +287,29 @@ fn load_vmlinux(ram: &Ram, file: &mut File, way: Way) -> Result<Kernel, Error> {
         initrd_addr_max: VMLINUX_INITRD_ADDR_MAX,
         ..Default::default()
     };
-    let elf::Image { entry, range } = load_elf(ram, file)?;
-    Ok(Kernel { entry, mode: Mode::Long, range, notes: vec!["is a vmlinux".into()], header })
+    let (elf::Image { entry, range }, mode) = load_elf(ram, file, way)?;
+    Ok(Kernel { entry, mode, range, notes: vec!["is a vmlinux".into()], header })
 }
 
-fn load_elf<F: Read + Seek + ReadVolatile>(ram: &Ram, file: &mut F) -> Result<elf::Image, Error> {
-    elf::load(ram, file, HIGH_MEMORY.0..low_ram_end(ram)).map_err(too_big)
+/// Loads a vmlinux by the entry in its header or, where that is none or was not asked for, by its PVH entry.
+fn load_elf<F>(ram: &Ram, file: &mut F, way: Way) -> Result<(elf::Image, Mode), Error>
+where
+    F: Read + Seek + ReadVolatile,
+{
+    let allowed = HIGH_MEMORY.0..low_ram_end(ram);
+    if way != Way::Pvh {
+        match elf::load(ram, file, allowed.clone()) {
+            Ok(image) => return Ok((image, Mode::Long)),
+            // Kernels that begin at a virtual address can be entered by PVH only.
+            Err(elf::Error::Entry(_)) if way == Way::Auto && pvh::entry(file)?.is_some() => {}
+            Err(error) => return Err(too_big(error)),
+        }
+    }
+    let Some(entry) = pvh::entry(file)? else {
+        let why = "it has no ELF note of Xen's that names one".into();
+        return Err(Error::NoWay { way: "PVH entry", why });
+    };
+    Ok((elf::load_at(ram, file, allowed, entry).map_err(too_big)?, Mode::Pvh))
 }
 
 /// A segment beyond the end of RAM is a question of `--memory`, if any size could be large enough.
@@ -325,17 +348,19 @@ fn load_bzimage(
         if release.is_empty() { "unknown" } else { release },
     )];
 
-    if matches!(options.way, Way::Auto | Way::Elf) {
-        let unpacked = load_payload(ram, file, &image, options.cache.as_ref(), &mut notes);
-        match unpacked {
-            Ok(elf::Image { entry, range: segments }) => {
+    if matches!(options.way, Way::Auto | Way::Elf | Way::Pvh) {
+        match load_payload(ram, file, &image, options, &mut notes) {
+            Ok((elf::Image { entry, range: segments }, mode)) => {
                 let range = range.start.min(segments.start)..range.end.max(segments.end);
-                return Ok(Kernel { entry, mode: Mode::Long, range, notes, header });
+                return Ok(Kernel { entry, mode, range, notes, header });
             }
-            Err(why) if options.way == Way::Elf => {
+            Err(why) if options.way == Way::Auto => {
+                notes.push(format!("is loaded as it is: {why}"));
+            }
+            Err(why @ Error::NoWay { .. }) => return Err(why),
+            Err(why) => {
                 return Err(Error::NoWay { way: "ELF file inside", why: why.to_string() });
             }
-            Err(why) => notes.push(format!("is loaded as it is: {why}")),
         }
     }
     let (entry_32, entry_64) = image.load(ram, file, range.start)?;
@@ -356,9 +381,9 @@ fn load_payload(
     ram: &Ram,
     file: &mut File,
     image: &BzImage,
-    cache: Option<&Cache>,
+    options: &Options,
     notes: &mut Vec<String>,
-) -> Result<elf::Image, Error> {
+) -> Result<(elf::Image, Mode), Error> {
     let began = Instant::now();
     let Some(payload) = image.payload(file)? else {
         return Err(Error::NoPayload);
@@ -367,12 +392,12 @@ fn load_payload(
     let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / MIB as f64);
     let packed = mib(payload.len());
     // Reading what LZ4 unpacks to takes as long as unpacking it.
-    let cache = cache.filter(|_| format != Format::Lz4);
+    let cache = options.cache.as_ref().filter(|_| format != Format::Lz4);
     let path = cache.map(|cache| cache.path(&payload));
     if let Some((cache, path)) = cache.zip(path.as_ref())
         && let Some(mut kept) = cache.find(path)
     {
-        let loaded = load_elf(ram, &mut kept)?;
+        let loaded = load_elf(ram, &mut kept, options.way)?;
         notes.push(format!(
             "has {packed} of {format} data, known from an earlier boot: loaded from {} in {} ms",
             path.display(),
@@ -381,7 +406,7 @@ fn load_payload(
         return Ok(loaded);
     }
     let unpacked = unpack(&payload, image.header.init_size.into())?;
-    let loaded = load_elf(ram, &mut Cursor::new(&unpacked))?;
+    let loaded = load_elf(ram, &mut Cursor::new(&unpacked), options.way)?;
     notes.push(format!(
         "has {packed} of {format} data, unpacked by the host to {} in {} ms",
         mib(unpacked.len()),
@@ -415,7 +440,7 @@ fn place_initrd(size: u64, kernel: &Kernel, low_ram_end: u64) -> Result<Range<u6
     }
 }
 
-/// Writes the command line and `struct boot_params`: what the kernel is told about its machine.
+/// Writes the command line and `struct boot_params`, or PVH's start info: what the kernel is told about its machine.
 ///
 /// `rsdp` is where the ACPI tables begin.
 pub fn write_boot_params(
@@ -433,6 +458,9 @@ pub fn write_boot_params(
         return Err(Error::CmdlineNul(at));
     }
     ram.write_slice(&[cmdline.as_bytes(), b"\0"].concat(), CMDLINE)?;
+    if kernel.mode == Mode::Pvh {
+        return pvh::write_start_info(ram, initrd, rsdp);
+    }
 
     let mut params = boot_params { hdr: kernel.header, ..Default::default() };
     params.hdr.type_of_loader = OTHER_LOADER;
@@ -458,10 +486,14 @@ pub fn write_boot_params(
 
 /// Puts the vCPU at the kernel's entry, in the mode that it expects, and with what it expects in its registers.
 pub fn enter(vcpu: &Vcpu, ram: &Ram, kernel: &Kernel) -> Result<(), Error> {
-    let regs = kvm_regs { rip: kernel.entry.0, rsi: BOOT_PARAMS.0, ..Default::default() };
+    let regs = kvm_regs { rip: kernel.entry.0, ..Default::default() };
+    let rsi = BOOT_PARAMS.0;
     match kernel.mode {
-        Mode::Long => long_mode::enter(vcpu, ram, regs)?,
-        Mode::Protected => protected_mode::enter(vcpu, ram, regs)?,
+        Mode::Long => long_mode::enter(vcpu, ram, kvm_regs { rsi, ..regs })?,
+        Mode::Protected => protected_mode::enter(vcpu, ram, kvm_regs { rsi, ..regs })?,
+        Mode::Pvh => {
+            protected_mode::enter(vcpu, ram, kvm_regs { rbx: pvh::START_INFO.0, ..regs })?;
+        }
     }
     Ok(())
 }
@@ -551,6 +583,22 @@ mod tests {
         put(96, 9000); // p_filesz
         put(104, 20_000); // p_memsz
         [elf, content].concat()
+    }
+
+    /// The same with this entry, and a note that names a PVH entry at its byte 0x1230.
+    fn vmlinux_with_pvh(entry: u64) -> Vec<u8> {
+        let mut elf = vmlinux();
+        let mut note: Vec<u8> = [4, 8, 18].into_iter().flat_map(u32::to_le_bytes).collect();
+        note.extend(b"Xen\0");
+        note.extend((16 * MIB + 0x1230).to_le_bytes());
+        let mut header = vec![0; 56];
+        header[0] = 4; // PT_NOTE
+        header[8..16].copy_from_slice(&(64 + 2 * 56_u64).to_le_bytes());
+        header[32..40].copy_from_slice(&(note.len() as u64).to_le_bytes());
+        elf[24..32].copy_from_slice(&entry.to_le_bytes());
+        elf[56] = 2; // e_phnum
+        elf[72..80].copy_from_slice(&(64 + 2 * 56 + note.len() as u64).to_le_bytes());
+        [&elf[..120], &header, &note, &elf[120..]].concat()
     }
 
     /// A bzImage with this payload behind its entries.
@@ -652,6 +700,9 @@ mod tests {
         }
         let old = bzimage(setup_header { xloadflags: 0, ..header() });
         for (way, image, text) in [
+            (Way::Pvh, &image, "no PVH entry: it has no ELF note of Xen's that names one"),
+            (Way::Pvh, &vmlinux(), "no PVH entry"),
+            (Way::Pvh, &old, "no ELF file inside: its header names no compressed kernel"),
             (Way::Packed, &old, "no 64-bit entry: its header doesn't name one; leave --entry away"),
             (Way::Packed, &vmlinux(), "no decompressor: it is an ELF file, and not compressed"),
             (Way::Packed32, &vmlinux(), "no decompressor"),
@@ -659,6 +710,26 @@ mod tests {
             let error = load_by(way, image).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn a_pvh_entry_is_taken_where_it_is_asked_for_or_the_only_one() {
+        let pvh = vmlinux_with_pvh(16 * MIB + 0x40);
+        let only_pvh = vmlinux_with_pvh(0xFFFF_FFFF_8100_0040);
+        let packed = |elf: &[u8]| bzimage_with(header(), &payload::tests::pack(Format::Xz, elf));
+        for (way, image, mode) in [
+            (Way::Auto, &pvh, Mode::Long),
+            (Way::Pvh, &pvh, Mode::Pvh),
+            (Way::Pvh, &packed(&pvh), Mode::Pvh),
+            (Way::Auto, &only_pvh, Mode::Pvh),
+            (Way::Auto, &packed(&only_pvh), Mode::Pvh),
+        ] {
+            let kernel = load_by(way, image).unwrap();
+            let entry = 16 * MIB + if mode == Mode::Pvh { 0x1230 } else { 0x40 };
+            assert_eq!((kernel.entry.0, kernel.mode), (entry, mode));
+        }
+        let error = load_by(Way::Elf, &only_pvh).unwrap_err();
+        assert!(matches!(error, Error::Elf(elf::Error::Entry(_))), "{error}");
     }
 
     #[test]

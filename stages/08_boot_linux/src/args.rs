@@ -89,6 +89,8 @@ enum Entry {
     Packed,
     /// The bzImage's 32-bit entry, which all have
     Packed32,
+    /// The unpacked kernel's PVH entry, made for guests, in 32-bit mode
+    Pvh,
 }
 
 impl Args {
@@ -115,6 +117,7 @@ impl Args {
             Entry::Elf => Way::Elf,
             Entry::Packed => Way::Packed,
             Entry::Packed32 => Way::Packed32,
+            Entry::Pvh => Way::Pvh,
         };
         let cache = (!self.no_cache).then(|| Cache::new(cache::unpacked_kernels()));
         linux::Options { way, cache }
