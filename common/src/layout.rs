@@ -4,7 +4,7 @@
 //!  guest-physical
 //!  0x0_0000_0000  +--------------------------+
 //!                 | real-mode IVT, BDA       |
-//!          0x500  | GDT                      |  BOOT_GDT          06, 08: long mode
+//!          0x500  | GDT                      |  BOOT_GDT          06 to 08: entered from the host
 //!         0x1000  | flat guests of 03 to 05  |  PROGRAM
 //!         0x6000  | what a guest recorded    |  RECORDS           06: the climb and its like
 //!         0x7000  | boot info, boot_params   |  BOOT_INFO         06: the Rust kernel

@@ -27,7 +27,7 @@ pub const IDENTITY_MAPPED: u64 = 4 << 30;
 #[derive(Debug, Error)]
 pub enum Error {
     /// The page tables or the GDT don't fit into the guest's RAM.
-    #[error("the GDT and page tables of a 64-bit guest need RAM from 0x500 to 0xF000: {0}")]
+    #[error("the GDT and page tables that a guest starts with need RAM from 0x500 to 0xF000: {0}")]
     Ram(#[from] GuestMemoryError),
     /// An ioctl of the vCPU failed.
     #[error(transparent)]

@@ -11,7 +11,7 @@ use std::mem::offset_of;
 use std::ops::Range;
 use std::path::Path;
 
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::kvm_regs;
 use thiserror::Error;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
@@ -20,8 +20,8 @@ use crate::layout::{
     BDA, CMDLINE, CMDLINE_SIZE, EBDA, HIGH_MEMORY, MMIO_HOLE, MULTIBOOT_INFO, VGA_HOLE, ram_ranges,
 };
 use crate::memory::{Ram, read_exact};
-use crate::vcpu::{self, Vcpu};
-use crate::{e820, elf, file};
+use crate::vcpu::Vcpu;
+use crate::{e820, elf, file, long_mode, protected_mode};
 
 /// The header's first word. All three words add up to 0.
 const HEADER_MAGIC: u32 = 0x1BAD_B002;
@@ -110,15 +110,15 @@ pub enum Error {
     /// The file or the tables don't get into the guest's memory.
     #[error("cannot write to guest memory: {0}")]
     Memory(#[from] GuestMemoryError),
-    /// An ioctl of the vCPU failed.
+    /// The vCPU could not be put into protected mode.
     #[error(transparent)]
-    Vcpu(#[from] vcpu::Error),
+    Enter(#[from] long_mode::Error),
 }
 
 impl Blamed for Error {
     fn blame(&self) -> Blame {
         match self {
-            Self::Vcpu(error) => error.blame(),
+            Self::Enter(error) => error.blame(),
             Self::File(error) => error.blame(),
             Self::Elf(error) => error.blame(),
             _ => Blame::Input,
@@ -213,7 +213,10 @@ pub fn boot(vcpu: &Vcpu, ram: &Ram, memory: u64, path: &Path, cmdline: &str) -> 
     let entry = load(ram, &mut file, len, HIGH_MEMORY.0..memory.min(MMIO_HOLE.0))?;
     write_info(ram, memory, cmdline)?;
     write_bios_data(ram)?;
-    enter(vcpu, entry)
+    // 3.2 "Machine state".
+    let (rax, rbx) = (MAGIC.into(), MULTIBOOT_INFO.0);
+    protected_mode::enter(vcpu, ram, kvm_regs { rip: entry.0, rax, rbx, ..kvm_regs::default() })?;
+    Ok(())
 }
 
 /// Copies the kernel into guest memory, all of it inside `allowed`. Returns its entry point.
@@ -338,41 +341,6 @@ fn write_bios_data(ram: &Ram) -> Result<(), Error> {
     put(0x13, EBDA.0 >> 10)?;
     // The extended area begins with its own size in KiB.
     ram.write_obj(((VGA_HOLE.0 - EBDA.0) >> 10) as u8, EBDA)?;
-    Ok(())
-}
-
-/// Puts the vCPU into the state of 3.2 "Machine state".
-fn enter(vcpu: &Vcpu, entry: GuestAddress) -> Result<(), Error> {
-    const PE: u64 = 1 << 0;
-    const ET: u64 = 1 << 4;
-    let mut sregs = vcpu.sregs()?;
-    sregs.cr0 = PE | ET;
-    // A flat segment of ring 0; the kernel must load its own descriptors before it names one.
-    let segment = |selector, type_| kvm_segment {
-        base: 0,
-        limit: 0xFFFF_FFFF,
-        selector,
-        type_,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..kvm_segment::default()
-    };
-    // Readable code, writable data, both accessed (Intel SDM vol. 3, 3.4.5.1).
-    let (code, data) = (segment(0x08, 0xB), segment(0x10, 0x3));
-    sregs.cs = code;
-    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-    (sregs.fs, sregs.gs) = (data, data);
-    vcpu.set_sregs(&sregs)?;
-    // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3); IF is clear.
-    vcpu.set_regs(&kvm_regs {
-        rip: entry.0,
-        rax: MAGIC.into(),
-        rbx: MULTIBOOT_INFO.0,
-        rflags: 0x2,
-        ..kvm_regs::default()
-    })?;
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! Introduced by stage 07: 32-bit protected mode without paging, entered from the host.
 //!
 //! Boot loaders of the PC have agreed on this state for the kernels that they start: flat segments, so that an
-//! address is an address, and interrupts off. The Linux boot protocol (1.14 "32-bit Boot Protocol") asks for it, and
-//! so does Xen's PVH boot protocol.
+//! address is an address, and interrupts off. Multiboot asks for it, the Linux boot protocol (1.14 "32-bit Boot
+//! Protocol"), and Xen's PVH boot protocol.
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 use vm_memory::Bytes;
