@@ -30,8 +30,8 @@ pub enum Error {
     NotWritable(io::Error),
     /// Somebody else has it.
     #[error(
-        "the disk is in use already, by another machine or by this one: one that is written to can have one user \
-         only, one that is `ro` or `snapshot` for all of them can have many"
+        "the disk is in use already, by another machine or as another disk of this one: while it is written to it \
+         can have one user only; give it as `ro` or `snapshot` to all of them"
     )]
     InUse,
     /// It ends within its first sector.

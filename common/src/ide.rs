@@ -6,13 +6,13 @@
 //!
 //! "IDE" is a drive with its controller on board: what a PC adds are a few gates that give each channel its
 //! ports. So this module is only those: which drive is spoken to, its registers' ports, and its interrupt
-//! line. What the drives do is [`drive`]. All of it is ATA/ATAPI-6 (T13 1410D), whose numbers and command
-//! names the comments here give.
+//! line. What the drives do is [`Drive`]. All of it is ATA/ATAPI-6 (T13 1410D), whose headings the comments
+//! here cite.
 //!
 //! A command runs on the thread of the vCPU that wrote it and has ended when its `out` has: BSY is seen only
 //! while a reset lasts.
 
-pub mod drive;
+mod drive;
 mod identify;
 mod task_file;
 #[cfg(test)]
@@ -54,7 +54,7 @@ const ERROR: u64 = 1;
 const COMMAND: u64 = 7;
 const STATUS: u64 = 7;
 
-/// The bits of the device control register (7.8).
+/// The bits of the "Device Control register".
 mod control {
     /// No interrupts.
     pub const NIEN: u8 = 1 << 1;
@@ -64,7 +64,7 @@ mod control {
     pub const HOB: u8 = 1 << 7;
 }
 
-/// The one command that both drives carry out, whichever is selected.
+/// The one command that both drives carry out, whichever is selected ("EXECUTE DEVICE DIAGNOSTIC command protocol").
 const EXECUTE_DEVICE_DIAGNOSTIC: u8 = 0x90;
 
 /// Drives as they come on cables: the first is the primary channel's device 0, its "master", the second that
@@ -89,7 +89,7 @@ pub fn insert(
 }
 
 /// A channel: a cable with one drive or two, which share its ports and its interrupt line.
-pub struct Channel {
+struct Channel {
     device_0: Drive,
     device_1: Option<Drive>,
     /// The device control register.
@@ -101,7 +101,7 @@ pub struct Channel {
 
 impl Channel {
     /// A channel whose interrupts go to `line`.
-    pub fn new(device_0: Drive, device_1: Option<Drive>, line: impl Interrupt + 'static) -> Self {
+    fn new(device_0: Drive, device_1: Option<Drive>, line: impl Interrupt + 'static) -> Self {
         Self { device_0, device_1, control: 0, line: Box::new(line), asserted: false }
     }
 
@@ -122,7 +122,7 @@ impl Channel {
         }
     }
 
-    /// The drive that answers: device 0 speaks for a device 1 that isn't there (9.16.1 "Device 0 only
+    /// The drive that answers: device 0 speaks for a device 1 that isn't there ("Device 0 only
     /// configurations").
     fn answering(&mut self) -> &mut Drive {
         match (self.device_1_selected(), &mut self.device_1) {
@@ -224,7 +224,7 @@ impl Device for Channel {
     }
 }
 
-/// The control port of a channel: the status without acknowledging an interrupt (7.3 "Alternate Status register"),
+/// The control port of a channel: the status without acknowledging an interrupt ("Alternate Status register"),
 /// and the device control register.
 struct Control(Shared<Channel>);
 

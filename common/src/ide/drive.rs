@@ -10,7 +10,7 @@ use super::identify::Identity;
 use super::task_file::{Addressing, DEVICE_LBA, Geometry, TaskFile};
 use crate::disk::{SECTOR, Sectors};
 
-/// The status register's bits (7.15).
+/// The bits of the "Status register".
 pub(super) mod status {
     /// The command failed; the error register says how.
     pub const ERR: u8 = 1 << 0;
@@ -25,7 +25,7 @@ pub(super) mod status {
     pub const BSY: u8 = 1 << 7;
 }
 
-/// The error register's bits (7.9).
+/// The bits of the "Error register".
 mod error {
     /// The command is unknown or cannot be carried out.
     pub const ABRT: u8 = 1 << 2;
@@ -39,8 +39,9 @@ mod error {
     pub const PASSED: u8 = 0x01;
 }
 
-/// The commands, by ATA/ATAPI-6's names for them; clause 8 has them in alphabetical order. Those without "EXT" that
-/// transfer data exist twice, from the days when a drive could be told not to try again.
+/// The commands, by ATA/ATAPI-6's names for them; "Command descriptions" has them in alphabetical order. Those
+/// without "EXT" that transfer data exist twice, from the days when a drive could be told not to try again; RECALIBRATE
+/// and INITIALIZE DEVICE PARAMETERS, too, are older (ATA-3, ATA/ATAPI-5).
 mod command {
     pub const RECALIBRATE: u8 = 0x10;
     pub const READ_SECTORS: u8 = 0x20;
@@ -161,7 +162,7 @@ impl Drive {
         }
     }
 
-    /// Software reset and diagnostic: what the drive was doing has ended, its settings stay (9.2 "Software reset
+    /// Software reset and diagnostic: what the drive was doing has ended, its settings stay ("Software reset
     /// protocol").
     pub(super) fn reset(&mut self) {
         self.task_file = TaskFile::signature();
@@ -197,7 +198,8 @@ impl Drive {
     }
 
     /// Carries out a command, or begins with it. It interrupts at its end, or when its first data can be read; but
-    /// not when its first data can be written, for the guest has those at hand (9.4 to 9.6).
+    /// not when its first data can be written, for the guest has those at hand ("Non-data command
+    /// protocol", "PIO data-in" and "PIO data-out command protocol").
     pub(super) fn command(&mut self, command: u8) {
         self.acknowledge();
         self.failed = false;

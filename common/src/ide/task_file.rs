@@ -1,12 +1,12 @@
 //! The registers in which a command gets its address and its count.
 
-/// In the device register: device 1 is meant (7.7).
+/// In the "Device register": device 1 is meant.
 pub const DEVICE_1: u8 = 1 << 4;
 /// In the device register: the address is a linear one.
 pub const DEVICE_LBA: u8 = 1 << 6;
 
 /// A register and what it was before it was last written: a 48-bit address and a 16-bit count have their upper
-/// halves there (6.20 "48-bit Address feature set").
+/// halves there ("48-bit Address feature set").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Register {
     pub now: u8,
@@ -58,7 +58,7 @@ pub struct TaskFile {
 }
 
 impl TaskFile {
-    /// What a drive that is no CD-ROM shows after reset (9.12 "Signature and persistence").
+    /// What a drive that is no CD-ROM shows after reset ("Signature and persistence").
     pub fn signature() -> Self {
         let one = Register { now: 1, previous: 0 };
         Self { count: one, lba: [one, Register::default(), Register::default()], ..Self::default() }
