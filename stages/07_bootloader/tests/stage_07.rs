@@ -126,6 +126,9 @@ fn a_boot_sector_may_spin_or_crash() {
     let crash = [0x2E, 0x0F, 0x01, 0x1E, 0x20, 0x7C, 0x0F, 0x0B];
     let crash = disks.write("crash", &sector(&crash));
     boot(&crash).ended(1).stderr_has("the guest crashed: triple fault");
+    // jmp 0xE000:0. There is nothing: neither RAM nor ROM.
+    let nowhere = disks.write("nowhere", &sector(&[0xEA, 0, 0, 0, 0xE0]));
+    boot(&nowhere).ended(1).stderr_has("the guest crashed: KVM_INTERNAL_ERROR_EMULATION");
 }
 
 #[test]
