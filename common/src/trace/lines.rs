@@ -85,8 +85,11 @@ impl<W: Write + Send> Sink for Lines<W> {
             (None, What::Start { runs: false }) => "",
             (None, _) => "?",
         };
-        let line = format!(
-            "{}{} {vcpu} {:<6}{} {:<22} {}{text:<20}{} {}{}{}",
+        let told = Told { vcpu: *vcpu, what, registers }.to_string();
+        // Nothing that cannot be seen stands at a line's end.
+        let width = if told.is_empty() { 0 } else { 20 };
+        let mut line = format!(
+            "{}{} {vcpu} {:<6}{} {:<22} {}{text:<width$}{}",
             when[0],
             Seconds(*at),
             mode(registers),
@@ -94,11 +97,11 @@ impl<W: Write + Send> Sink for Lines<W> {
             place(registers),
             instruction_marks[0],
             instruction_marks[1],
-            what_marks[0],
-            Told { vcpu: *vcpu, what, registers },
-            what_marks[1],
         );
-        self.write(format_args!("{}", line.trim_end()));
+        if !told.is_empty() {
+            line += &format!(" {}{told}{}", what_marks[0], what_marks[1]);
+        }
+        self.write(format_args!("{line}"));
     }
 
     fn finish(&mut self) {

@@ -8,6 +8,7 @@ mod machine;
 mod multiboot;
 mod smp;
 mod trace;
+mod walk;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
