@@ -59,7 +59,11 @@ pub fn check(image: &[u8]) -> Result<(), Error> {
 ///
 /// The ROM is two read-only memslots with the same bytes: all of it below 4 GiB, and its last 128 KiB below 1
 /// MiB. A guest's write to either is an exit that changes nothing.
-pub fn create_vm(kvm: &Kvm, memory: u64, image: &[u8]) -> Result<Arc<Vm>, Error> {
+///
+/// With `shadow` the lower one is RAM that holds the same bytes, all of them, in the beginning. In a PC a ROM is slow:
+/// its firmware copies itself into RAM at the same addresses, by switches in the host bridge, and keeps its
+/// variables there, too. Here there is no host bridge, so the copy is there from the start.
+pub fn create_vm(kvm: &Kvm, memory: u64, image: &[u8], shadow: bool) -> Result<Arc<Vm>, Error> {
     check(image)?;
     let vm = Vm::with_ranges(kvm, memory, layout::pc_ram_ranges(memory))?;
     if memory < HIGH_MEMORY.0 {
@@ -68,11 +72,15 @@ pub fn create_vm(kvm: &Kvm, memory: u64, image: &[u8]) -> Result<Arc<Vm>, Error>
     let area = (HIGH_MEMORY.0 - FIRMWARE_AREA.0) as usize;
     let end = &image[image.len().saturating_sub(area)..];
     let first = vm.slots().len() as u32;
-    for (slot, end, bytes) in [(first, HIGH_MEMORY, end), (first + 1, MMIO_HOLE_END, image)] {
+    let [low, high] = [(first, HIGH_MEMORY, end, !shadow), (first + 1, MMIO_HOLE_END, image, true)];
+    for (slot, end, bytes, read_only) in [low, high] {
         let start = GuestAddress(end.0 - bytes.len() as u64);
-        let flags = SlotFlags { read_only: true, ..SlotFlags::default() };
+        let flags = SlotFlags { read_only, ..SlotFlags::default() };
         vm.add_slot(slot, start, bytes.len(), flags)?;
         vm.ram().write_slice(bytes, start)?;
+    }
+    if shadow {
+        vm.ram().write_slice(image, GuestAddress(HIGH_MEMORY.0 - image.len() as u64))?;
     }
     Ok(vm)
 }
@@ -99,5 +107,66 @@ impl Device for PostCode {
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
         self.0.store(data[0], Ordering::Relaxed);
+    }
+}
+
+/// The port at which SeaBIOS and its relatives log what they do, a character a write.
+pub const LOG_PORT: u16 = 0x402;
+
+/// What a read of it gives where somebody listens. (QEMU's isa-debugcon.)
+const LISTENING: u8 = 0xE9;
+
+/// The longest line, in bytes: a guest may never end its own.
+const LINE_MAX: usize = 512;
+
+/// Takes the firmware's log, line by line.
+pub struct Log<F> {
+    line: Vec<u8>,
+    tell: F,
+}
+
+impl<F: FnMut(&str) + Send> Log<F> {
+    /// A log whose lines, in printable ASCII and without what ends them, go to `tell`.
+    pub fn new(tell: F) -> Self {
+        Self { line: Vec::new(), tell }
+    }
+}
+
+impl<F: FnMut(&str) + Send> Device for Log<F> {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data[0] = LISTENING;
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        match data[0] {
+            b'\r' => {}
+            byte @ (b' '..=b'~') if self.line.len() < LINE_MAX => self.line.push(byte),
+            b'\n' => {
+                (self.tell)(&String::from_utf8_lossy(&self.line));
+                self.line.clear();
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_log_has_lines_of_a_bounded_length_that_can_be_printed() {
+        let (lines, logged) = channel();
+        let mut log = Log::new(move |line: &str| lines.send(line.to_owned()).unwrap());
+        let mut answer = [0];
+        log.read(0, &mut answer);
+        assert_eq!(answer, [0xE9]);
+        for byte in b"one\r\n\x1b[2Jtwo\n".iter().chain(&[b'x'; 1000]).chain(b"\n\n") {
+            log.write(0, &[*byte]);
+        }
+        let logged: Vec<_> = logged.try_iter().collect();
+        assert_eq!(logged, ["one", "[2Jtwo", &"x".repeat(LINE_MAX), ""]);
     }
 }

@@ -13,6 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use cli::cache;
 use common::boot_disk::Parts;
+use lab::parts::Kernel;
 use tempfile::tempdir;
 
 use crate::packages;
@@ -60,7 +61,8 @@ pub struct Args {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Another kernel than the one that stage 08 boots
+    /// Another kernel than the lab's, which is Debian's for any PC: it reads the MP table, and so finds all
+    /// processors. The one that stage 08 boots does not, and uses one
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
@@ -72,10 +74,15 @@ pub struct Args {
 /// Writes the image that was asked for.
 pub fn run(args: &Args) -> Result<()> {
     crate::setup::run(&crate::setup::Args::default())?;
-    let kernel = args.kernel.clone().unwrap_or_else(cache::default_kernel);
+    let kernel = args.kernel.clone().unwrap_or_else(default_kernel);
     let initrd = args.initrd.clone().unwrap_or_else(cache::default_initrd);
     let image = build(&Tools::find()?, &kernel, &initrd)?;
     fs::write(&args.file, image).with_context(|| format!("cannot write {}", args.file.display()))
+}
+
+/// Debian's kernel for any PC; without it, the one that stage 08 boots.
+fn default_kernel() -> PathBuf {
+    Kernel::find().map_or_else(|_| cache::default_kernel(), |kernel| kernel.image)
 }
 
 /// GRUB's tools and files.
@@ -132,8 +139,7 @@ impl Tools {
 /// Writes the disk that stage 07's milestone boots, unless it is newer than all that it is made of. Without GRUB
 /// there is none.
 pub fn refresh() -> Result<()> {
-    let (disk, kernel, initrd) =
-        (cache::grub_disk(), cache::default_kernel(), cache::default_initrd());
+    let (disk, kernel, initrd) = (cache::grub_disk(), default_kernel(), cache::default_initrd());
     let Ok(tools) = Tools::find() else { return Ok(()) };
     let changed = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
     let parts =

@@ -70,9 +70,13 @@ pub struct Args {
     )]
     pub append: String,
 
-    /// Another firmware than our BIOS: an image of 64, 128 or 256 KiB
+    /// Another firmware than our BIOS, such as SeaBIOS: an image of 64, 128 or 256 KiB
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
+
+    /// Print what the firmware logs at port 402h, as SeaBIOS does, on stderr
+    #[arg(long, requires = "firmware")]
+    pub firmware_log: bool,
 
     /// Which drives the BIOS tries first. A disk of 1.44 MB (1474560 bytes) is a floppy
     #[arg(long, value_enum, default_value_t = Boot::Floppy)]

@@ -15,7 +15,7 @@ use cli::console::Console;
 use cli::{Ended, keys};
 use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
-use common::firmware::{self, POST_PORT, PostCode};
+use common::firmware::{self, LOG_PORT, Log, POST_PORT, PostCode};
 use common::hypercall::{self, DebugExit};
 use common::i8042::{self, I8042, SystemControl};
 use common::irqfd::{self, Irqfd};
@@ -36,7 +36,8 @@ fn machine(args: Args) -> Result<Ended> {
 
     // A VM with RAM and ROM, interrupt controllers and timer, and vCPUs. Their registers stay as reset leaves
     // them: the first one takes its first instruction from 0xFFFFFFF0, the others wait until it wakes them.
-    let vm = firmware::create_vm(&kvm, args.memory, &rom)?;
+    // Another firmware than ours gets its copy below 1 MiB as RAM: a PC's ROMs have their variables there.
+    let vm = firmware::create_vm(&kvm, args.memory, &rom, args.firmware.is_some())?;
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
     let vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
@@ -57,6 +58,10 @@ fn machine(args: Args) -> Result<Ended> {
     let post = PostCode::default();
     let mut ports = Bus::new();
     ports.insert("POST code", bus::ports(POST_PORT, 1), shared(post.clone()))?;
+    if args.firmware_log {
+        let log = Log::new(|line| cli::eprintln!("firmware: {line}"));
+        ports.insert("firmware's log", bus::ports(LOG_PORT, 1), shared(log))?;
+    }
     ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), shared(cmos))?;
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
     ports.insert("VGA", bus::ports(vga::PORT, vga::PORTS), vga.clone())?;

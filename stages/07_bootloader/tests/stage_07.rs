@@ -3,6 +3,7 @@
 mod bios;
 mod disks;
 mod display;
+mod grub;
 mod loader;
 mod machine;
 mod multiboot;

@@ -64,7 +64,7 @@ pub fn run_with<Serial: Device + 'static>(
     prepare: impl FnOnce(&Parts, Irqfd) -> Shared<Serial>,
 ) -> (Parts, Result<Ending, run::Error>) {
     let kvm = kvm::open().unwrap();
-    let vm = firmware::create_vm(&kvm, memory.min(MOST), asm::bios::BIOS).unwrap();
+    let vm = firmware::create_vm(&kvm, memory.min(MOST), asm::bios::BIOS, false).unwrap();
     irqfd::create_irqchip(&vm).unwrap();
     irqfd::create_pit(&vm).unwrap();
     let vcpus = smp::create_vcpus(&kvm, &vm, 1).unwrap();
