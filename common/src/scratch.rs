@@ -3,7 +3,7 @@
 use crate::bus::Device;
 
 /// Registers without a meaning: they read as what was last written, in any size and alignment.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Scratch {
     bytes: Vec<u8>,
     writes: u64,

@@ -64,7 +64,7 @@ impl Cell {
 }
 
 /// The screen's memory.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct TextScreen {
     memory: Scratch,
 }

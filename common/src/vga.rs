@@ -192,7 +192,7 @@ impl Device for Vga {
 }
 
 /// What is to be seen on the screen at one moment.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Picture {
     /// Its cells.
     pub screen: TextScreen,

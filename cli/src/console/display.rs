@@ -187,16 +187,25 @@ impl Drawer {
         if !self.live && self.wanted.is_none() {
             return;
         }
-        let mut shown: Option<View> = None;
+        let (mut shown, mut last): (Option<View>, _) = (None, None);
         while stopped.recv_timeout(FRAME) == Err(RecvTimeoutError::Timeout) {
-            let Some(picture) = picture() else { continue };
             // While the terminal still takes in the last picture, one is left out.
-            if self.live && !self.screen.is_pending() {
-                let notice = if self.notice.load(Ordering::Relaxed) { KEYS } else { "" };
-                let view = View::new(&picture, size(), notice);
-                if terminal::is_spoilt() {
-                    shown = None;
-                }
+            if self.live && self.screen.is_pending() {
+                continue;
+            }
+            if terminal::is_spoilt() {
+                (shown, last) = (None, None);
+            }
+            let Some(picture) = picture() else { continue };
+            let notice = if self.notice.load(Ordering::Relaxed) { KEYS } else { "" };
+            let now = Some((picture, size(), notice));
+            if now == last {
+                continue;
+            }
+            last = now;
+            let Some((picture, size, notice)) = &last else { continue };
+            if self.live {
+                let view = View::new(picture, *size, notice);
                 let text = view.draw(shown.as_ref(), self.colours);
                 // The console is the guest's end of stdout: it tells by itself when that fails.
                 let _ = self.screen.write_all(text.as_bytes());
