@@ -14,7 +14,9 @@
 
 use std::io::{self, Cursor, Write};
 
-use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+use fatfs::{
+    Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider,
+};
 use thiserror::Error;
 
 use crate::disk::SECTOR;
@@ -195,6 +197,23 @@ fn table_entry(sectors: u32) -> [u8; 16] {
     entry
 }
 
+/// What time it is for every file, so that the same parts make the same bytes: the beginning of FAT's calendar.
+#[derive(Debug)]
+struct Midnight;
+
+impl TimeProvider for Midnight {
+    fn get_current_date(&self) -> Date {
+        Date { year: 1980, month: 1, day: 1 }
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        DateTime {
+            date: self.get_current_date(),
+            time: Time { hour: 0, min: 0, sec: 0, millis: 0 },
+        }
+    }
+}
+
 /// Makes a FAT16 file system with files in it.
 fn format(volume: &mut [u8], files: &[(&str, &[u8])]) -> io::Result<()> {
     // The smallest clusters of which there are not too many.
@@ -206,8 +225,8 @@ fn format(volume: &mut [u8], files: &[(&str, &[u8])]) -> io::Result<()> {
         .volume_id(SERIAL)
         .volume_label(*b"MINI-KVM   ");
     fatfs::format_volume(Cursor::new(&mut *volume), options)?;
-    // Without the crate's feature `chrono` every file is of the first of January 1980.
-    let file_system = FileSystem::new(Cursor::new(volume), FsOptions::new())?;
+    let options = FsOptions::new().time_provider(&Midnight);
+    let file_system = FileSystem::new(Cursor::new(volume), options)?;
     let root = file_system.root_dir();
     for (path, bytes) in files {
         for (end, _) in path.match_indices('/') {
@@ -265,6 +284,9 @@ mod tests {
             }
             let fs = FileSystem::new(Cursor::new(&mut volume), FsOptions::new()).unwrap();
             assert_eq!(fs.fat_type(), FatType::Fat16);
+            for entry in fs.root_dir().iter() {
+                assert_eq!(entry.unwrap().modified().date.month, 1);
+            }
             for (path, expected) in files {
                 let mut found = Vec::new();
                 fs.root_dir().open_file(path).unwrap().read_to_end(&mut found).unwrap();
