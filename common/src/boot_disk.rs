@@ -98,8 +98,8 @@ pub struct Parts<'a> {
     pub mbr: &'a [u8],
     /// What goes into the gap.
     pub gap: &'a [u8],
-    /// The partition's code, in whole sectors of which the first is its boot sector, with [`DESCRIPTION`] bytes of room
-    /// at its beginning. Without any the partition cannot be booted by itself.
+    /// The partition's code, in whole sectors of which the first is its boot sector, with 62 bytes of room at
+    /// its beginning. Without any the partition cannot be booted by itself.
     pub boot: &'a [u8],
     /// The files: paths with `/` between folders, and contents.
     pub files: &'a [(&'a str, &'a [u8])],
