@@ -38,6 +38,11 @@ pub fn grub_disk() -> PathBuf {
     dir().join("guest/grub.img")
 }
 
+/// Where set-up puts memtest86+: a program that boots as Linux does, for the milestone tests of stage 08.
+pub fn memtest() -> PathBuf {
+    dir().join("memtest86+")
+}
+
 /// Where stage 08 keeps kernels that it has unpacked.
 pub fn unpacked_kernels() -> PathBuf {
     dir().join("unpacked")

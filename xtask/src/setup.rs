@@ -32,6 +32,9 @@ const GRUB: [&str; 3] = ["grub-common", "grub-pc-bin", "libdevmapper1.02.1"];
 /// A floppy with GRUB, for those who need to rescue a system.
 const GRUB_RESCUE: &str = "grub-rescue-pc";
 
+/// The package with another program than Linux that stage 08 starts.
+const MEMTEST: &str = "memtest86+";
+
 /// The drivers of a kernel package that are kept; the others are most of its size and are for
 /// hardware that the lab does not have.
 const KEPT_DRIVERS: [&str; 6] = ["block", "char", "crypto", "net", "vhost", "virtio"];
@@ -62,6 +65,7 @@ struct Missing {
     guest_kernel: bool,
     busybox: bool,
     grub: bool,
+    memtest: bool,
     lab: bool,
 }
 
@@ -76,14 +80,16 @@ impl Missing {
             busybox: !busybox_path().exists(),
             // Elsewhere the system's own tools serve, if it has them: nothing needs them but one stage.
             grub: packages::has_apt() && !cache::grub().exists(),
+            memtest: packages::has_apt() && !cache::memtest().exists(),
             lab: !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready()),
             tools,
         }
     }
 
     fn is_nothing(&self) -> bool {
-        let Self { tools, lab_kernel, guest_kernel, busybox, grub, lab } = self;
-        tools.is_empty() && !(*lab_kernel || *guest_kernel || *busybox || *grub || *lab)
+        let Self { tools, lab_kernel, guest_kernel, busybox, grub, memtest, lab } = self;
+        let parts = [lab_kernel, guest_kernel, busybox, grub, memtest, lab];
+        tools.is_empty() && !parts.into_iter().any(|missing| *missing)
     }
 
     /// A line for each thing that is to be done about it.
@@ -104,6 +110,9 @@ impl Missing {
         }
         if self.grub {
             plan.push("fetch GRUB, which boots Linux from a disk".to_owned());
+        }
+        if self.memtest {
+            plan.push("fetch memtest86+, which boots as Linux does".to_owned());
         }
         if self.lab {
             plan.push(
@@ -177,6 +186,9 @@ fn bring(missing: &Missing, apt: bool) -> Result<Done> {
     }
     if missing.grub {
         part("Fetching GRUB", &mut |_| bring_grub())?;
+    }
+    if missing.memtest {
+        part("Fetching memtest86+", &mut |_| bring_memtest())?;
     }
     write_guests()?;
     if missing.lab {
@@ -351,6 +363,14 @@ fn bring_grub() -> Result<()> {
         keep("usr/lib/grub-rescue/grub-rescue-floppy.img").or_else(ignore_missing)?;
         publish(kept.path(), &cache::grub())
     })
+}
+
+fn bring_memtest() -> Result<()> {
+    if !packages::is_known(MEMTEST) {
+        packages::ready_for_root()?;
+        packages::apt_update_if_unknown(&[MEMTEST], &log())?;
+    }
+    unpack(&[MEMTEST.to_owned()], |dir| publish(&dir.join("boot"), &cache::memtest()))
 }
 
 fn file_name(path: &str) -> &str {

@@ -190,6 +190,26 @@ fn a_kernel_that_cannot_be_unpacked_is_left_to_the_guest() {
 }
 
 #[test]
+fn memtest86_starts_by_its_32_bit_and_by_its_64_bit_entry() {
+    let Ok(folder) = fs::read_dir(cache::memtest()) else {
+        println!("skipped: set-up has fetched no memtest86+ here");
+        return;
+    };
+    let files: Vec<_> = folder.map(|entry| text(&entry.unwrap().path())).collect();
+    for (kind, mode) in [("ia32", "0x100000 in 32-bit protected"), ("x64", "0x100200 in 64-bit")] {
+        let kernel = files.iter().find(|file| file.ends_with(&format!("{kind}.bin"))).unwrap();
+        let args = ["-v", "--kernel", kernel, "--no-initrd", "--memory", "64M"];
+        let cmdline = ["--cmdline", "console=ttyS0,115200"];
+        // It has found its way to the memory map.
+        let ran =
+            program().args(args).args(cmdline).args(["--exit-when", "Memory  :   64MB"]).run();
+        ran.ended(0).stdout_has("Memtest86+ v");
+        ran.stderr_has("kernel is loaded as it is: its header names no compressed kernel");
+        ran.stderr_has(&format!("kernel is entered at {mode} mode\n"));
+    }
+}
+
+#[test]
 fn a_kernel_that_takes_long_to_unpack_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let run = |kernel: &str, more: &[&str]| {
