@@ -134,14 +134,20 @@ impl Dialogue {
     #[track_caller]
     fn see(&mut self, otherwise: &str, seen: impl Fn(&str) -> bool) -> &mut Self {
         let deadline = Instant::now() + self.program.patience;
-        while !seen(&self.window.screen().contents()) {
+        while !seen(&self.window()) {
             let more = self.read();
             if Instant::now() >= deadline || !more && matches!(self.child.try_wait(), Ok(Some(_))) {
-                let window = crate::indented(&self.window.screen().contents());
+                let window = crate::indented(&self.window());
                 self.fail(&format!("{otherwise}; the window:\n{window}"));
             }
         }
         self
+    }
+
+    /// The window's lines without the blanks that end them.
+    fn window(&self) -> String {
+        let contents = self.window.screen().contents();
+        contents.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
     }
 
     /// Has something else write on the window.
