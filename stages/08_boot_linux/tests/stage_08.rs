@@ -316,7 +316,7 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     let i8042 = I8042::new(Irqfd::new(&vm, i8042::IRQ).unwrap(), stop);
     ports.insert("i8042", 0x60..0x65, shared(i8042)).unwrap();
     thread::spawn(move || {
-        uart::type_in(&uart, b"dmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n")
+        uart::type_in(&uart, b"free -m\ndmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n")
     });
     let (ending, _) =
         run::run(vec![vcpu], ports, Bus::new(), stopped, Some(PATIENCE), None).unwrap();
