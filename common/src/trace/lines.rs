@@ -31,6 +31,8 @@ pub struct Marks {
 ///
 /// A guest that waits for a device asks it again and again. When a vCPU has gone through the same few exits
 /// twice, more of the same are counted and not shown.
+///
+/// Most lines have room on a terminal of 80 columns.
 #[derive(Debug)]
 pub struct Lines<W> {
     out: W,
@@ -87,9 +89,9 @@ impl<W: Write + Send> Sink for Lines<W> {
         };
         let told = Told { vcpu: *vcpu, what, registers }.to_string();
         // Nothing that cannot be seen stands at a line's end.
-        let width = if told.is_empty() { 0 } else { 20 };
+        let width = if told.is_empty() { 0 } else { 13 };
         let mut line = format!(
-            "{}{} {vcpu} {:<6}{} {:<22} {}{text:<width$}{}",
+            "{}{} {vcpu} {:<6}{} {:<18} {}{text:<width$}{}",
             when[0],
             Seconds(*at),
             mode(registers),
@@ -187,7 +189,9 @@ impl fmt::Display for Access {
         if count > ELEMENTS {
             f.write_str(" ...")?;
         }
-        write!(f, ", {:.1} us", self.took.as_nanos() as f64 / 1000.0)
+        let micros = self.took.as_nanos() as f64 / 1000.0;
+        let decimals = if micros < 10.0 { 1 } else { 0 };
+        write!(f, ", {micros:.decimals$} us")
     }
 }
 
@@ -330,12 +334,12 @@ mod tests {
         assert_eq!(
             printed(false, [start, event(0, 412, 0x1E, 1), long]),
             [
-                " 0.000000 0 real16 F000:FFF0 FFFFFFF0     out 0x80,al          \
+                " 0.000000 0 real16 F000:FFF0 FFFFFFF0 out 0x80,al   \
                  vCPU 0 starts, CS base FFFF0000",
-                " 0.000412 0 real16 F000:001E 000F001E     out 0x80,al          \
+                " 0.000412 0 real16 F000:001E 000F001E out 0x80,al   \
                  POST code: 80 <- 01, 1.2 us",
-                "12.000007 3 long64 FFFF800000001234       ?                    \
-                 nobody: FEB00050 -> 12345678, 20.0 us",
+                "12.000007 3 long64 FFFF800000001234   ?             \
+                 nobody: FEB00050 -> 12345678, 20 us",
             ]
         );
     }

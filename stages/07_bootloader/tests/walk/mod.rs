@@ -49,6 +49,16 @@ fn walk() -> Ran {
     ran
 }
 
+#[test]
+fn the_readme_shows_the_trace_of_the_walk() {
+    let ran = walk();
+    let (_, pasted) = README.split_once(COMMAND).unwrap();
+    let (pasted, _) = pasted.split_once("```").unwrap();
+    let text = |lines: Vec<Line>| lines.into_iter().map(|line| line.text).collect::<Vec<_>>();
+    let (told, pasted) = (text(lines(&ran.err())), text(lines(pasted)));
+    assert_eq!(told, pasted, "the walk has changed; this is to be pasted:\n{}", ran.err());
+}
+
 /// The rows of the README's tables which end in POST codes: the address where such a part begins, and its codes.
 /// A row without an address goes on where the one before it began.
 fn rows() -> Vec<(u64, Vec<u8>)> {
