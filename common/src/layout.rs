@@ -42,6 +42,9 @@ use vm_memory::GuestAddress;
 /// The unit in which KVM maps memory: 4 KiB.
 pub const PAGE_SIZE: u64 = 0x1000;
 
+/// What a processor maps with one entry of a page directory: 2 MiB (Intel SDM vol. 3, 5.5 "4-Level Paging").
+pub const LARGE_PAGE: u64 = 2 << 20;
+
 /// Where the flat guests of stages 03 to 05 are loaded: above the real-mode IVT (0 to 0x3FF) and the
 /// BIOS data area, at a segment boundary that a 16-bit program reaches as 0x0100:0.
 pub const PROGRAM: GuestAddress = GuestAddress(0x1000);
@@ -155,15 +158,17 @@ pub fn ram_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
 }
 
 /// The same for a machine with a ROM: there is no RAM in the last 128 KiB of the first megabyte. What the video
-/// card has below is RAM like any other here: nothing has to watch it.
+/// card has below is RAM like any other here: nothing has to watch it. The second megabyte is a range of its own,
+/// so that the others can be mapped by large pages from their start.
 pub fn pc_ram_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
-    let low = size.min(FIRMWARE_AREA.0);
-    let rest = ram_ranges(size).into_iter().filter_map(|(start, len)| {
-        let end = start.0 + len as u64;
-        let start = start.max(HIGH_MEMORY);
-        (end > start.0).then(|| (start, (end - start.0) as usize))
+    let parts = [0..FIRMWARE_AREA.0, HIGH_MEMORY.0..LARGE_PAGE, LARGE_PAGE..u64::MAX];
+    let ranges = ram_ranges(size).into_iter().flat_map(|(start, len)| {
+        parts.clone().map(|part| part.start.max(start.0)..part.end.min(start.0 + len as u64))
     });
-    [(GuestAddress(0), low as usize)].into_iter().filter(|&(_, len)| len > 0).chain(rest).collect()
+    ranges
+        .filter(|range| !range.is_empty())
+        .map(|range| (GuestAddress(range.start), (range.end - range.start) as usize))
+        .collect()
 }
 
 /// The hole as a range of addresses.
@@ -188,15 +193,17 @@ mod tests {
 
     #[test]
     fn a_pc_has_no_ram_where_its_rom_is() {
-        let (low, high) = ((GuestAddress(0), 0xE_0000), |len| (HIGH_MEMORY, len));
+        let (low, second) = ((GuestAddress(0), 0xE_0000), (HIGH_MEMORY, 1 << 20));
+        let high = |len| (GuestAddress(LARGE_PAGE), len);
         assert_eq!(pc_ram_ranges(0), []);
         assert_eq!(pc_ram_ranges(0x1000), [(GuestAddress(0), 0x1000)]);
         assert_eq!(pc_ram_ranges(1 << 20), [low]);
-        assert_eq!(pc_ram_ranges(64 << 20), [low, high(63 << 20)]);
-        let below = MMIO_HOLE.0 as usize - (1 << 20);
+        assert_eq!(pc_ram_ranges(0x14_0000), [low, (HIGH_MEMORY, 0x4_0000)]);
+        assert_eq!(pc_ram_ranges(64 << 20), [low, second, high(62 << 20)]);
+        let below = MMIO_HOLE.0 as usize - (2 << 20);
         assert_eq!(
             pc_ram_ranges(MMIO_HOLE.0 + 0x1000),
-            [low, high(below), (MMIO_HOLE_END, 0x1000)]
+            [low, second, high(below), (MMIO_HOLE_END, 0x1000)]
         );
     }
 

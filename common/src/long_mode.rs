@@ -9,7 +9,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::error::{Blame, Blamed};
-use crate::layout::{BOOT_GDT, BOOT_PAGE_TABLES, PAGE_SIZE};
+use crate::layout::{BOOT_GDT, BOOT_PAGE_TABLES, LARGE_PAGE, PAGE_SIZE};
 use crate::memory::Ram;
 use crate::vcpu::{self, Vcpu};
 
@@ -50,7 +50,6 @@ const WRITABLE: u64 = 1 << 1;
 const LARGE: u64 = 1 << 7;
 
 const ENTRIES: u64 = 512;
-const LARGE_PAGE: u64 = 2 << 20;
 const DIRECTORIES: u64 = IDENTITY_MAPPED / (ENTRIES * LARGE_PAGE);
 /// One PML4, one page-directory-pointer table, and a page directory for each GiB.
 const TABLES_SIZE: u64 = (2 + DIRECTORIES) * PAGE_SIZE;
