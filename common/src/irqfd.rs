@@ -70,8 +70,8 @@ pub struct Irqfd(EventFd);
 impl Irqfd {
     /// Connects a new eventfd to line `gsi` (`KVM_IRQFD`, KVM API 4.75). Needs [`create_irqchip`].
     ///
-    /// A *global system interrupt* below 16 is the ISA line of that number at the PICs, and pin
-    /// `gsi` of the IOAPIC; but line 0, the PIT's, is pin 2 there.
+    /// A *global system interrupt* below 16 is the ISA line of that number at the PICs, and pin `gsi` of the
+    /// IOAPIC: KVM gives line 0, the PIT's, pin 0 there, where a PC often has pin 2.
     pub fn new(vm: &Vm, gsi: u32) -> Result<Self, Error> {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         vm.fd()

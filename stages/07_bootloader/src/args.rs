@@ -27,6 +27,7 @@ Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
      07_bootloader --disk disk.img           boot another disk, a flat image
      07_bootloader --disk disk.img,snapshot  boot it and leave it as it is
      07_bootloader --exit-when '> ' --stats  how many exits a boot costs
+     07_bootloader --disk xv6.img --disk fs.img --cpus 4    xv6, from its own disks
      07_bootloader --kernel FILE             no BIOS: the host is the boot loader
      07_bootloader --disk FILE --display text --serial log.txt
                                              another system on screen and keyboard,
@@ -95,8 +96,8 @@ pub struct Args {
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     pub cpus: u8,
 
-    /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "64M",
+    /// The guest's memory. xv6 takes 224 MiB for granted
+    #[arg(long, value_name = "SIZE", default_value = "256M",
           allow_hyphen_values = true, value_parser = cli::size::parse)]
     pub memory: u64,
 

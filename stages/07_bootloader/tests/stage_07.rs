@@ -10,6 +10,7 @@ mod multiboot;
 mod smp;
 mod trace;
 mod walk;
+mod xv6;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -164,7 +165,7 @@ fn too_little_memory_is_said_by_who_notices() {
 fn without_a_disk_the_bios_says_so() {
     let ran = program().args(["--no-disk", "--timeout", "60"]).run();
     ran.ended(1)
-        .stdout_has("mini-kvm BIOS, 64 MiB of memory\r\n")
+        .stdout_has("mini-kvm BIOS, 256 MiB of memory\r\n")
         .stdout_has("There is no disk.\r\nNo bootable disk.\r\n")
         .stderr_has("the guest ended with code 1")
         .stderr_has("the last POST code was 51h");

@@ -8,7 +8,7 @@ use common::disk::SECTOR;
 use crate::{Disks, program};
 
 /// What the BIOS says first.
-const GREETING: &str = "mini-kvm BIOS, 64 MiB of memory";
+const GREETING: &str = "mini-kvm BIOS, 256 MiB of memory";
 
 /// A disk with `code` in its boot sector.
 fn disk(code: &[u8]) -> Vec<u8> {
