@@ -77,7 +77,7 @@ mtools look into its partition: mdir -i boot.img@@1M")]
     /// Write a disk image from which GRUB boots Linux, to the shell of stage 08, on the machine of stage 07
     #[command(after_help = "\
 Try: cargo xtask grub-image grub.img
-     cargo run --bin 07_bootloader -- --disk grub.img --memory 256M --cpus 2")]
+     cargo run --bin 07_bootloader -- --disk grub.img --cpus 2")]
     GrubImage(grub::Args),
     /// Open a shell in the lab, or run one command in it
     ///

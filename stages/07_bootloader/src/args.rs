@@ -29,6 +29,9 @@ Try: 07_bootloader                           the kernel's shell; Ctrl-D ends it
      07_bootloader --exit-when '> ' --stats  how many exits a boot costs
      07_bootloader --disk xv6.img --disk fs.img --cpus 4    xv6, from its own disks
      07_bootloader --kernel FILE             no BIOS: the host is the boot loader
+     07_bootloader --disk grub.img --cpus 2  GRUB boots Linux: cargo xtask grub-image
+     07_bootloader --firmware /usr/share/seabios/bios.bin --firmware-log
+                                             SeaBIOS boots the built-in disk
      07_bootloader --disk FILE --display text --serial log.txt
                                              another system on screen and keyboard,
                                              what its serial port says in a file
