@@ -485,6 +485,14 @@ fn int_16_takes_what_is_typed() {
         assert!(none.zero(), "{none:x?}");
     }
 
+    // A terminal's cursor keys; one that a PC has not is none. Esc itself, and what follows it.
+    let keys = b"\x1b[A\x1b[B\x1bOC\x1b[D\x1b[H\x1b[4~\x1b[5~\x1b[Zx\x1bx\x1b";
+    let wanted =
+        [0x48E0, 0x50E0, 0x4DE0, 0x4BE0, 0x47E0, 0x4FE0, 0x49E0, 0x2D78, 0x011B, 0x2D78, 0x011B];
+    let calls = [call(0x16, 0x1000)].repeat(wanted.len());
+    let done = Machine { keys, ..Machine::default() }.make(b"", &calls);
+    assert_eq!(done.calls.iter().map(Call::ax).collect::<Vec<_>>(), wanted);
+
     // A key that was seen is there until it is read. More are typed than the ring holds: none is lost.
     let keys = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let wait = Call { edx: 50_000, ..call(0x15, 0x8600) };
