@@ -54,7 +54,7 @@ fn grub_boots_linux_to_its_shell() {
     guest.send("grep -c ^processor /proc/cpuinfo\r").expect("\n2\r").expect("# ");
     guest.send("grep ttyS0 /proc/interrupts\r").expect("IO-APIC   4-edge      ttyS0").expect("# ");
     guest.send("grep -o vmlinuz.console=ttyS0 /proc/cmdline\r").expect("\nvmlinuz console=ttyS0\r");
-    guest.expect("# ").send("poweroff\r").expect("reboot: Restarting system");
+    guest.expect("# ").send("exit\r").expect("reboot: Restarting system");
     assert_eq!(guest.end(), 0);
 }
 
