@@ -1,4 +1,4 @@
-//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | lab`.
+//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | image | grub-image | lab`.
 
 mod bench;
 mod demo;
