@@ -395,7 +395,7 @@ fn int_15_copies_beyond_the_first_megabyte_and_knows_a20() {
 
 #[test]
 fn time_passes_at_its_rate() {
-    let wait = 500_000u32;
+    let wait = 1_000_000u32;
     let start = Instant::now();
     let done = Machine::default().make(
         b"",
@@ -409,8 +409,9 @@ fn time_passes_at_its_rate() {
     let c = &done.calls;
     assert!(!c[1].carry() && start.elapsed() > Duration::from_micros(wait.into()));
     let ticks = (c[2].ecx << 16 | c[2].edx) - 0x12_3456;
-    // 9.1 ticks are half a second. A busy host may take longer.
-    assert!((9..100).contains(&ticks) && c[2].ax() == 0, "{ticks} ticks");
+    // 18.2 ticks are a second. On a busy host all of it may take longer, and the last ticks may still be on their way.
+    let most = (start.elapsed().as_secs_f64() * 18.2) as u32 + 1;
+    assert!((9..=most).contains(&ticks) && c[2].ax() == 0, "{ticks} ticks of {most}");
     assert!(c[3].carry() && c[3].ah() == 0x86);
 }
 

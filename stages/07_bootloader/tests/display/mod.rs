@@ -37,7 +37,7 @@ fn it_is_drawn_where_the_program_ran_and_gives_the_terminal_back() {
     let mut guest = start();
     guest.send("\x01h").shows("Ctrl-A x");
     guest.send("a").hides("Ctrl-A x");
-    guest.resize(10, 20).shows("mini-kvm BIOS, 64 Mi");
+    guest.resize(10, 20).shows(&GREETING[..20]);
     guest.resize(30, 100).shows(GREETING).send("\x01x");
     assert_eq!(guest.end(), 0);
     assert!(!guest.is_raw());
