@@ -68,6 +68,13 @@ entry:
     mov esi, .bad_bss
     jne .bad
     lgdt [gdt.pointer]          ; its own descriptors, as it must before it names one
+    pushfd                      ; xv6 names none at first: its first interrupts return by the loader's selectors,
+    push cs                     ; into its own descriptors
+    push .returned
+    iretd
+.returned:
+    push ds
+    pop ds
     jmp 0x08:.reloaded
 .reloaded:
     mov ax, 0x10

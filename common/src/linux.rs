@@ -42,6 +42,7 @@ pub use payload::{Error as PayloadError, Format, unpack};
 
 use crate::error::{Blame, Blamed};
 use crate::layout::{BOOT_PARAMS, CMDLINE, CMDLINE_SIZE, HIGH_MEMORY, PAGE_SIZE};
+use crate::long_mode::CODE;
 use crate::memory::{Ram, read_exact};
 use crate::vcpu::Vcpu;
 use crate::{e820, elf, file, long_mode, protected_mode};
@@ -490,9 +491,9 @@ pub fn enter(vcpu: &Vcpu, ram: &Ram, kernel: &Kernel) -> Result<(), Error> {
     let rsi = BOOT_PARAMS.0;
     match kernel.mode {
         Mode::Long => long_mode::enter(vcpu, ram, kvm_regs { rsi, ..regs })?,
-        Mode::Protected => protected_mode::enter(vcpu, ram, kvm_regs { rsi, ..regs })?,
+        Mode::Protected => protected_mode::enter(vcpu, ram, CODE, kvm_regs { rsi, ..regs })?,
         Mode::Pvh => {
-            protected_mode::enter(vcpu, ram, kvm_regs { rbx: pvh::START_INFO.0, ..regs })?;
+            protected_mode::enter(vcpu, ram, CODE, kvm_regs { rbx: pvh::START_INFO.0, ..regs })?;
         }
     }
     Ok(())

@@ -23,6 +23,10 @@ use crate::memory::{Ram, read_exact};
 use crate::vcpu::Vcpu;
 use crate::{e820, elf, file, long_mode, protected_mode};
 
+/// The code segment's selector. The specification leaves it open, but xv6 goes on with it when it has loaded its own
+/// table, in which its code is here.
+const CODE: u16 = 0x08;
+
 /// The header's first word. All three words add up to 0.
 const HEADER_MAGIC: u32 = 0x1BAD_B002;
 
@@ -215,7 +219,8 @@ pub fn boot(vcpu: &Vcpu, ram: &Ram, memory: u64, path: &Path, cmdline: &str) -> 
     write_bios_data(ram)?;
     // 3.2 "Machine state".
     let (rax, rbx) = (MAGIC.into(), MULTIBOOT_INFO.0);
-    protected_mode::enter(vcpu, ram, kvm_regs { rip: entry.0, rax, rbx, ..kvm_regs::default() })?;
+    let regs = kvm_regs { rip: entry.0, rax, rbx, ..kvm_regs::default() };
+    protected_mode::enter(vcpu, ram, CODE, regs)?;
     Ok(())
 }
 

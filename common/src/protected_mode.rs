@@ -4,11 +4,13 @@
 //! address is an address, and interrupts off. Multiboot asks for it, the Linux boot protocol (1.14 "32-bit Boot
 //! Protocol"), and Xen's PVH boot protocol.
 
+use std::iter::repeat_n;
+
 use kvm_bindings::{kvm_regs, kvm_segment};
 use vm_memory::Bytes;
 
 use crate::layout::BOOT_GDT;
-use crate::long_mode::{CODE, DATA, Error, descriptor, segment};
+use crate::long_mode::{Error, descriptor, segment};
 use crate::memory::Ram;
 use crate::vcpu::Vcpu;
 
@@ -16,15 +18,19 @@ use crate::vcpu::Vcpu;
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
 
+/// Bytes of a descriptor, by which selectors count.
+const DESCRIPTOR: u16 = 8;
+
 /// Puts the vCPU into 32-bit protected mode, ring 0, interrupts and paging off, and with `regs`, whose `rip` is
-/// where the guest starts. The selectors are the ones that Linux asks for, [`CODE`] and [`DATA`].
+/// where the guest starts. `code` is the code segment's selector, the data segment's is the next one.
 ///
 /// Uses guest memory at [`BOOT_GDT`]; the guest may reuse it once it has descriptors of its own.
-pub fn enter(vcpu: &Vcpu, ram: &Ram, regs: kvm_regs) -> Result<(), Error> {
-    let code = kvm_segment { l: 0, db: 1, ..segment(CODE, true) };
-    let data = segment(DATA, false);
-    let gdt = [0, 0, descriptor(&code), descriptor(&data)];
-    let gdt_bytes: Vec<u8> = gdt.into_iter().flat_map(u64::to_le_bytes).collect();
+pub fn enter(vcpu: &Vcpu, ram: &Ram, code: u16, regs: kvm_regs) -> Result<(), Error> {
+    let data = segment(code + DESCRIPTOR, false);
+    let code = kvm_segment { l: 0, db: 1, ..segment(code, true) };
+    let unused = usize::from(code.selector / DESCRIPTOR);
+    let gdt = repeat_n(0, unused).chain([descriptor(&code), descriptor(&data)]);
+    let gdt_bytes: Vec<u8> = gdt.flat_map(u64::to_le_bytes).collect();
     ram.write_slice(&gdt_bytes, BOOT_GDT)?;
 
     let mut sregs = vcpu.sregs()?;
