@@ -21,6 +21,12 @@ fn disk(code: &[u8]) -> Vec<u8> {
 /// `sti; hlt`, again and again.
 const WAITS: [u8; 4] = [0xFB, 0xF4, 0xEB, 0xFC];
 
+/// Sends a signal by the shell, whose own `kill` is there where no program of that name is.
+fn kill(signal: &str, pid: u32) {
+    let kill = format!("kill {signal} {pid}");
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
 #[test]
 fn it_is_drawn_where_the_program_ran_and_gives_the_terminal_back() {
     let disks = Disks::new();
@@ -47,13 +53,7 @@ fn it_is_drawn_where_the_program_ran_and_gives_the_terminal_back() {
     // A signal ends it as it ends other programs, but for the terminal.
     for signal in ["-TERM", "-HUP"] {
         let mut guest = start();
-        assert!(
-            Command::new("kill")
-                .args([signal, &guest.pid().to_string()])
-                .status()
-                .unwrap()
-                .success()
-        );
+        kill(signal, guest.pid());
         assert_eq!(guest.end(), -1);
         assert!(!guest.is_raw());
         assert!(!guest.terminal().alternate_screen() && !guest.terminal().hide_cursor());
@@ -61,10 +61,10 @@ fn it_is_drawn_where_the_program_ran_and_gives_the_terminal_back() {
 
     // Whoever stops it and goes on later gets the picture again.
     let mut guest = start();
-    let pid = guest.pid().to_string();
-    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    let pid = guest.pid();
+    kill("-STOP", pid);
     guest.spoil();
-    assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+    kill("-CONT", pid);
     guest.shows(GREETING).send("\x01x");
     assert_eq!(guest.end(), 0);
 }
