@@ -26,11 +26,6 @@ fn step<E: Into<io::Error>>(what: impl Display) -> impl FnOnce(E) -> io::Error {
     }
 }
 
-/// The shortest period of a guest's local APIC timer in microseconds, if it is periodic. xv6 wants an interrupt in
-/// 10 ms from each processor's and takes up to that long for one here, where each of its many reads of the APIC's
-/// registers is an exit of an emulated processor: it would do nothing else.
-const MIN_TIMER_PERIOD: &str = "/sys/module/kvm/parameters/min_timer_period_us";
-
 /// Sets the lab up to the point at which it is saved, and returns the port.
 pub fn boot() -> io::Result<File> {
     for (kind, target, data) in [
@@ -57,7 +52,6 @@ pub fn boot() -> io::Result<File> {
         let path = module.path();
         rustix::system::finit_module(File::open(&path)?, c"", 0).map_err(step(path.display()))?;
     }
-    fs::write(MIN_TIMER_PERIOD, "100000").map_err(step(MIN_TIMER_PERIOD))?;
     // The lab has one user at a time, who may not be root: the group that may use KVM on the host
     // means nothing here.
     for device in ["/dev/kvm", "/dev/ptmx", "/dev/tty"] {

@@ -395,7 +395,7 @@ fn int_15_copies_beyond_the_first_megabyte_and_knows_a20() {
 
 #[test]
 fn time_passes_at_its_rate() {
-    let wait = 1_000_000u32;
+    let wait = 500_000u32;
     let start = Instant::now();
     let done = Machine::default().make(
         b"",
@@ -407,14 +407,10 @@ fn time_passes_at_its_rate() {
         ],
     );
     let c = &done.calls;
-    // It counts the PIT's periods of 55 ms by reading what is left of one. A count that KVM shows a step back
-    // looks like a whole period, and the wait is short by it.
-    let least = Duration::from_micros(wait.into()) * 3 / 4;
-    assert!(!c[1].carry() && start.elapsed() > least, "{:?}", start.elapsed());
+    assert!(!c[1].carry() && start.elapsed() > Duration::from_micros(wait.into()));
     let ticks = (c[2].ecx << 16 | c[2].edx) - 0x12_3456;
-    // 18.2 ticks are a second. On a busy host all of it may take longer, and the last ticks may still be on their way.
-    let most = (start.elapsed().as_secs_f64() * 18.2) as u32 + 1;
-    assert!((9..=most).contains(&ticks) && c[2].ax() == 0, "{ticks} ticks of {most}");
+    // 9.1 ticks are half a second. A busy host may take longer.
+    assert!((9..100).contains(&ticks) && c[2].ax() == 0, "{ticks} ticks");
     assert!(c[3].carry() && c[3].ah() == 0x86);
 }
 
