@@ -23,6 +23,7 @@
 //!                 | RAM below the hole       |  HIGH_MEMORY
 //!     0xD000_0000 +--------------------------+  MMIO_HOLE
 //!                 | devices: no memslot      |
+//!     0xD000_0000 |   virtio devices         |  VIRTIO_MMIO        08: a page for each
 //!     0xFEC0_0000 |   IOAPIC                 |
 //!     0xFEE0_0000 |   local APIC             |
 //!     0xFFFB_C000 |   identity map, TSS      |  KVM's own pages on Intel
@@ -124,6 +125,32 @@ pub const MMIO_HOLE: GuestAddress = GuestAddress(0xD000_0000);
 /// End of the hole: RAM goes on here.
 pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
 
+/// The registers of the first virtio device, at the start of the hole (stage 08). [`virtio_mmio`] says where the
+/// others are.
+pub const VIRTIO_MMIO: GuestAddress = MMIO_HOLE;
+
+/// How many virtio devices there is room for.
+pub const VIRTIO_MMIO_DEVICES: usize = 32;
+
+/// The first of the IOAPIC's pins that a PC's ISA devices leave free, up to [`IOAPIC_PINS`].
+const FIRST_FREE_PIN: u32 = 16;
+
+/// How many pins KVM's IOAPIC has: pin n for GSI n.
+pub const IOAPIC_PINS: u32 = 24;
+
+/// The registers of virtio device `n`, as a range of guest-physical addresses, and its GSI. From the ninth on,
+/// devices share the pins of those before.
+///
+/// # Panics
+///
+/// If `n` is not below [`VIRTIO_MMIO_DEVICES`].
+pub fn virtio_mmio(n: usize) -> (Range<u64>, u32) {
+    assert!(n < VIRTIO_MMIO_DEVICES, "there are {VIRTIO_MMIO_DEVICES} places for virtio devices");
+    let start = VIRTIO_MMIO.0 + n as u64 * PAGE_SIZE;
+    let gsi = FIRST_FREE_PIN + n as u32 % (IOAPIC_PINS - FIRST_FREE_PIN);
+    (start..start + PAGE_SIZE, gsi)
+}
+
 /// The IOAPIC's registers, which KVM's irqchip has here.
 pub const IOAPIC: GuestAddress = GuestAddress(0xFEC0_0000);
 
@@ -205,6 +232,15 @@ mod tests {
             pc_ram_ranges(MMIO_HOLE.0 + 0x1000),
             [low, second, high(below), (MMIO_HOLE_END, 0x1000)]
         );
+    }
+
+    #[test]
+    fn virtio_devices_have_a_page_each_and_share_eight_pins() {
+        assert_eq!(virtio_mmio(0), (0xD000_0000..0xD000_1000, 16));
+        assert_eq!(virtio_mmio(7), (0xD000_7000..0xD000_8000, 23));
+        assert_eq!(virtio_mmio(8), (0xD000_8000..0xD000_9000, 16));
+        let last = virtio_mmio(VIRTIO_MMIO_DEVICES - 1);
+        assert!(last.0.end <= IOAPIC.0 && last.1 < IOAPIC_PINS);
     }
 
     #[test]
