@@ -11,7 +11,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    self, Device as AmlDevice, EISAName, IO, Interrupt, Name, Package, ResourceTemplate,
+    self, Device as AmlDevice, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    ResourceTemplate,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -27,7 +28,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::bus::Device;
 use crate::error::{Blame, Blamed};
-use crate::layout::{ACPI_TABLES, ACPI_TABLES_SIZE, IOAPIC, LOCAL_APIC};
+use crate::layout::{ACPI_TABLES, ACPI_TABLES_SIZE, IOAPIC, LOCAL_APIC, virtio_mmio};
 use crate::memory::Ram;
 use crate::run::{Ending, Stop};
 use crate::{i8042, uart};
@@ -86,12 +87,13 @@ impl Blamed for Error {
     }
 }
 
-/// Writes the tables for a machine with vCPUs 0 to `vcpus` - 1, at [`ACPI_TABLES`]. Returns the RSDP's address.
-pub fn write_tables(ram: &Ram, vcpus: u8) -> Result<GuestAddress, Error> {
+/// Writes the tables for a machine with vCPUs 0 to `vcpus` - 1 and the first `virtio_devices` of the places that
+/// [`virtio_mmio`] gives, at [`ACPI_TABLES`]. Returns the RSDP's address.
+pub fn write_tables(ram: &Ram, vcpus: u8, virtio_devices: usize) -> Result<GuestAddress, Error> {
     // The RSDP comes first, where a kernel that is not told its address finds it; its checksum wants
     // the XSDT's address, which is known once all else has a place.
     let mut tables = Tables { bytes: vec![0; Rsdp::len()] };
-    let dsdt = tables.add(dsdt().as_slice());
+    let dsdt = tables.add(dsdt(virtio_devices).as_slice());
     let facs = tables.add(&bytes(&FACS::new()));
     let fadt = tables.add(&bytes(&fadt(dsdt, facs).finalize()));
     let madt = tables.add(&bytes(&madt(vcpus)));
@@ -179,25 +181,43 @@ fn madt(vcpus: u8) -> MADT {
     madt
 }
 
-/// The Differentiated System Description Table: what no register block says.
-fn dsdt() -> Sdt {
+/// The Differentiated System Description Table: what no register block says (ACPI 6.5, 5.2.11.1). Its bytecode names
+/// the number of the sleep state "off" and the devices that no bus finds.
+fn dsdt(virtio_devices: usize) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
-    let mut aml = Vec::new();
     // Soft off is sleep type S5 in PM1a_CNT; there is no PM1b (ACPI 6.5, 7.4.2 "\_Sx").
-    Name::new("_S5_".into(), &Package::new(vec![&S5, &0u8])).to_aml_bytes(&mut aml);
+    let off = Name::new("_S5_".into(), &Package::new(vec![&S5, &0u8]));
+    dsdt.append_slice(&bytes(&off));
+
     let ports = IO::new(uart::COM1, uart::COM1, 1, uart::PORTS as u8);
     let line = Interrupt::new(true, true, false, false, uart::COM1_IRQ);
-    AmlDevice::new(
-        "_SB_.COM1".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
-            &Name::new("_UID".into(), &aml::ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &line])),
-        ],
-    )
-    .to_aml_bytes(&mut aml);
-    dsdt.append_slice(&aml);
+    dsdt.append_slice(&device("COM1", &EISAName::new("PNP0501"), 0, &[&ports, &line]));
+
+    for n in 0..virtio_devices {
+        let (addresses, gsi) = virtio_mmio(n);
+        let size = addresses.end - addresses.start;
+        let registers = Memory32Fixed::new(true, addresses.start as u32, size as u32);
+        // An irqfd pulses its line, so the edge counts; devices share lines.
+        let line = Interrupt::new(true, true, false, true, gsi);
+        // The name under which Linux looks for virtio-mmio, given by Linaro.
+        let name = format!("VR{n:02}");
+        dsdt.append_slice(&device(&name, &"LNRO0005", n, &[&registers, &line]));
+    }
     dsdt
+}
+
+/// A device of the DSDT: what it is, which one of these, and the resources that it has. It sees memory as the
+/// processors do (`_CCA`, ACPI 6.5, 6.2.17).
+fn device(name: &str, hid: &dyn Aml, uid: usize, resources: &[&dyn Aml]) -> Vec<u8> {
+    bytes(&AmlDevice::new(
+        format!("_SB_.{name}").as_str().into(),
+        vec![
+            &Name::new("_HID".into(), hid),
+            &Name::new("_UID".into(), &uid),
+            &Name::new("_CCA".into(), &aml::ONE),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec())),
+        ],
+    ))
 }
 
 /// The PM1 registers: status and enable bits of events, of which this machine has none, and the control
@@ -245,6 +265,7 @@ impl Device for Pm1 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::VIRTIO_MMIO_DEVICES;
     use crate::run;
 
     fn table(ram: &Ram, at: u64) -> Vec<u8> {
@@ -273,7 +294,7 @@ mod tests {
     #[test]
     fn a_kernel_finds_every_table_and_every_checksum_is_right() {
         let ram = ram();
-        let at = write_tables(&ram, 3).unwrap();
+        let at = write_tables(&ram, 3, 2).unwrap();
         let mut rsdp = [0; 36];
         ram.read_slice(&mut rsdp, at).unwrap();
         assert_eq!(&rsdp[..8], b"RSD PTR ");
@@ -290,7 +311,11 @@ mod tests {
         assert_eq!((&table(&ram, facs)[..4], facs % 64), (&b"FACS"[..], 0));
         let dsdt = table(&ram, u64_at(&fadt, 140));
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
-        assert!(dsdt.windows(4).any(|name| name == b"_S5_"));
+        let has = |name: &[u8]| dsdt.windows(name.len()).any(|bytes| bytes == name);
+        assert!(has(b"_S5_") && has(b"VR00") && has(b"VR01") && !has(b"VR02"));
+        // Of the second virtio device: Memory32Fixed, read and write, 0x1000 bytes at 0xD000_1000; an extended
+        // interrupt, edge, active high, shared, 17 (ACPI 6.5, 6.4.3.4 and 6.4.3.6).
+        assert!(has(b"\x86\x09\0\x01\0\x10\0\xD0\0\x10\0\0\x89\x06\0\x0B\x01\x11\0\0\0"));
 
         let madt = table(&ram, u64_at(&xsdt, 44));
         assert_eq!((&madt[..4], sum(&madt)), (&b"APIC"[..], 0));
@@ -301,9 +326,9 @@ mod tests {
 
     #[test]
     fn as_many_processors_as_apic_ids_fit() {
-        write_tables(&ram(), u8::MAX).unwrap();
+        write_tables(&ram(), u8::MAX, VIRTIO_MMIO_DEVICES).unwrap();
         let small = Ram::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
-        assert!(matches!(write_tables(&small, 1), Err(Error::Ram(_))));
+        assert!(matches!(write_tables(&small, 1, 0), Err(Error::Ram(_))));
     }
 
     #[test]

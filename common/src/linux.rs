@@ -955,7 +955,7 @@ mod tests {
                     prop_assert!(initrd.start >= kernel.range.end && initrd.end <= 32 * MIB);
                 }
                 let cmdline = "x".repeat(cmdline);
-                let rsdp = crate::acpi::write_tables(&ram, 255).unwrap();
+                let rsdp = crate::acpi::write_tables(&ram, 255, 0).unwrap();
                 let limit = kernel.header.cmdline_size as usize;
                 match write_boot_params(&ram, &kernel, initrd.ok(), &cmdline, rsdp) {
                     Ok(()) => prop_assert!(cmdline.len() <= limit),

@@ -42,7 +42,7 @@ fn boot(args: Args) -> Result<Ended> {
         })
         .transpose()?;
     args.tell(&kernel.notes, &initrd, &cmdline);
-    let rsdp = acpi::write_tables(&ram, args.cpus)?;
+    let rsdp = acpi::write_tables(&ram, args.cpus, 0)?;
     linux::write_boot_params(&ram, &kernel, initrd, &cmdline, rsdp)?;
 
     // Interrupt controllers and timer inside KVM; then the vCPUs, which get their local APICs from it. The first

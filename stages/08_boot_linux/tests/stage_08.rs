@@ -299,7 +299,7 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     let ram = vm.ram();
     let kernel = linux::load_kernel(&ram, Path::new(&vmlinux), &Options::default()).unwrap();
     let initrd = linux::load_initrd(&ram, &kernel, &cache::default_initrd()).unwrap();
-    let rsdp = acpi::write_tables(&ram, 1).unwrap();
+    let rsdp = acpi::write_tables(&ram, 1, 0).unwrap();
     linux::write_boot_params(&ram, &kernel, Some(initrd), linux::DEFAULT_CMDLINE, rsdp).unwrap();
     irqfd::create_irqchip(&vm).unwrap();
     irqfd::create_pit(&vm).unwrap();
