@@ -8,6 +8,8 @@ pub mod cache;
 pub mod console;
 #[cfg(feature = "stage07")]
 pub mod keys;
+#[cfg(feature = "stage07")]
+pub mod list;
 #[cfg(feature = "stage05")]
 pub mod screen;
 pub mod size;

@@ -50,7 +50,7 @@ pub struct Args {
     /// master and slave, secondary master and slave. Without any: our MBR, second stage and kernel,
     /// in memory
     ///
-    /// A name with a comma needs a mode behind it: --disk a,b.img,rw
+    /// A comma in the name is written twice: --disk a,,b.img
     #[arg(long = "disk", value_name = "FILE[,rw|ro|snapshot]",
           value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     disks: Vec<Disk>,

@@ -1,15 +1,15 @@
 //! The disks that `--disk` names, and whether one of them can be booted.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use cli::list::List;
 use common::boot_disk;
 use common::disk::{self, Access, SECTOR, Sectors};
 use common::ide::{self, Drive};
 
-/// A disk as the command line has it: `FILE[,rw|ro|snapshot]`.
+/// A disk as the command line has it: `[path=]FILE[,rw|ro|snapshot]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     path: PathBuf,
@@ -17,31 +17,17 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// What stands behind the last comma is the mode, so that a name may have commas before it.
+    /// Parses the value of `--disk`.
     pub fn parse(text: OsString) -> Result<Self, String> {
-        let bytes = text.as_bytes();
-        let (path, access) = match bytes.iter().rposition(|&byte| byte == b',') {
-            None => (bytes, Access::ReadWrite),
-            Some(comma) => {
-                let access = match &bytes[comma + 1..] {
-                    b"rw" => Access::ReadWrite,
-                    b"ro" => Access::ReadOnly,
-                    b"snapshot" => Access::Snapshot,
-                    mode => {
-                        let mode = String::from_utf8_lossy(mode);
-                        return Err(format!(
-                            "{mode:?} behind the comma is no mode, expected rw, ro or snapshot; a name with a \
-                             comma needs one behind it, such as a,b.img,rw"
-                        ));
-                    }
-                };
-                (&bytes[..comma], access)
-            }
-        };
-        match path {
-            b"" => Err("the file's name is missing".to_owned()),
-            path => Ok(Self { path: OsString::from_vec(path.to_vec()).into(), access }),
-        }
+        let mut list = List::parse(&text)?;
+        let path = list.first("path", "FILE")?.into();
+        let access = list.word(&[
+            ("rw", Access::ReadWrite),
+            ("ro", Access::ReadOnly),
+            ("snapshot", Access::Snapshot),
+        ])?;
+        list.end()?;
+        Ok(Self { path, access: access.unwrap_or(Access::ReadWrite) })
     }
 }
 

@@ -22,13 +22,14 @@ fn a_mode_behind_the_comma_says_what_becomes_of_writes() {
     refused(
         &["a.img,readonly"],
         &folder,
-        r#""readonly" behind the comma is no mode, expected rw,"#,
+        r#""readonly" is unknown, expected path=FILE, rw, ro, snapshot;"#,
     );
-    refused(&[",ro"], &folder, "the file's name is missing");
-    // What is behind the last comma is the mode.
-    refused(&["a,ro.img,ro"], &folder, "disk a,ro.img: there is no such file");
+    refused(&["a.img,ro,rw"], &folder, "ro and rw exclude each other");
+    refused(&["path=,ro"], &folder, "path has no value: path=FILE");
+    // A comma that belongs to the name is there twice.
+    refused(&["a,,ro.img,ro"], &folder, "disk a,ro.img: there is no such file");
     folder.write("a,ro", &built_in_disk());
-    let boot = program().args(["--disk", "a,ro,rw", "--exit-when", "stage 2: A20"]);
+    let boot = program().args(["--disk", "path=a,,ro,rw", "--exit-when", "stage 2: A20"]);
     boot.current_dir(folder.0.path()).run().ended(0);
 }
 
