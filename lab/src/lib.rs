@@ -39,6 +39,10 @@ pub use host::{is_ready, setup, shell};
 /// The environment variable that the agent sets for everything which runs in the lab.
 pub const INSIDE: &str = "MINI_KVM_IN_LAB";
 
+/// The environment variable for KVM's parameter `min_timer_period_us` in the lab, in microseconds.
+/// `lab/README.md` tells what it is good for, under "Limits".
+pub const MIN_TIMER_PERIOD_US: &str = "MINI_KVM_LAB_MIN_TIMER_PERIOD_US";
+
 /// Where the host's root is mounted in the lab, before it becomes the program's root.
 pub const HOST_ROOT: &str = "/host";
 

@@ -12,7 +12,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// Changes whenever the frames below do. A saved lab with another version is not resumed.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// How many bytes of one stream may be under way: sent and not yet credited.
 pub const WINDOW: usize = 256 << 10;
@@ -79,6 +79,8 @@ pub struct Exec {
     pub argv: Vec<Vec<u8>>,
     /// The environment, `NAME=value` each.
     pub env: Vec<Vec<u8>>,
+    /// KVM's parameter `min_timer_period_us`, if it is not to stay as it is.
+    pub min_timer_period_us: Option<u32>,
     /// Which of the file descriptors 0, 1 and 2 are terminals.
     pub terminals: [bool; 3],
     /// How the host's terminal was set; without meaning if none of the three is one.
@@ -241,6 +243,8 @@ impl Exec {
                 put_bytes(out, bytes);
             }
         }
+        out.push(self.min_timer_period_us.is_some().into());
+        put_u32(out, self.min_timer_period_us.unwrap_or_default());
         out.extend(self.terminals.map(u8::from));
         for word in [self.modes.input, self.modes.output, self.modes.control, self.modes.local] {
             put_u32(out, word);
@@ -263,6 +267,10 @@ impl Exec {
             cwd: from.bytes()?,
             argv: from.list(Reader::bytes)?,
             env: from.list(Reader::bytes)?,
+            min_timer_period_us: {
+                let (given, period) = (from.bool()?, from.u32()?);
+                given.then_some(period)
+            },
             terminals: [from.bool()?, from.bool()?, from.bool()?],
             modes: Modes {
                 input: from.u32()?,
@@ -396,10 +404,14 @@ mod tests {
     fn exec() -> impl Strategy<Value = Exec> {
         let who = (any::<(u64, u32, u32, u32)>(), 0..1_000_000_000u32, vec(any::<u32>(), 0..5));
         let text = || vec(any::<u8>(), 0..20);
-        let what = (text(), vec(text(), 0..5), vec(text(), 0..5));
+        let what = (text(), vec(text(), 0..5), vec(text(), 0..5), any::<Option<u32>>());
         let terminal = (any::<[bool; 3]>(), any::<[u32; 4]>(), size());
         (who, what, terminal).prop_map(
-            |(((time, uid, gid, umask), nanos, groups), (cwd, argv, env), (terminals, m, size))| {
+            |(
+                ((time, uid, gid, umask), nanos, groups),
+                (cwd, argv, env, timer),
+                (terminals, m, size),
+            )| {
                 Exec {
                     time: Duration::new(time, nanos),
                     uid,
@@ -409,6 +421,7 @@ mod tests {
                     cwd,
                     argv,
                     env,
+                    min_timer_period_us: timer,
                     terminals,
                     modes: Modes { input: m[0], output: m[1], control: m[2], local: m[3] },
                     size,

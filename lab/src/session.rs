@@ -23,6 +23,7 @@ use rustix::process::{Signal, getegid, geteuid, getgroups, getpid, kill_process,
 use signal_hook::consts::signal::*;
 use signal_hook::iterator::Signals;
 
+use crate::MIN_TIMER_PERIOD_US;
 use crate::parts::Progress;
 use crate::protocol::{Decoder, Exec, Frame, MAX_DATA, Stream, WINDOW};
 use crate::qemu::Machine;
@@ -42,13 +43,16 @@ pub struct Program {
     pub env: Vec<(OsString, OsString)>,
     /// Its user, group and supplementary groups.
     pub user: (u32, u32, Vec<u32>),
+    /// KVM's parameter `min_timer_period_us`, if it is not to stay as it is.
+    pub min_timer_period_us: Option<u32>,
 }
 
 impl Program {
     /// A program with this process's own folder, environment and user.
     ///
     /// # Errors
-    /// The working directory has been removed.
+    /// The working directory has been removed, or the variable [`crate::MIN_TIMER_PERIOD_US`] has no
+    /// number.
     pub fn new(argv: Vec<OsString>) -> Result<Program> {
         let groups = getgroups()?.into_iter().map(|group| group.as_raw()).collect();
         Ok(Program {
@@ -56,6 +60,7 @@ impl Program {
             cwd: std::env::current_dir().context("the working directory is gone")?,
             env: std::env::vars_os().collect(),
             user: (geteuid().as_raw(), getegid().as_raw(), groups),
+            min_timer_period_us: min_timer_period_us(std::env::var_os(MIN_TIMER_PERIOD_US))?,
         })
     }
 
@@ -83,11 +88,24 @@ impl Program {
                 .iter()
                 .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
                 .collect(),
+            min_timer_period_us: self.min_timer_period_us,
             terminals,
             modes,
             size: terminal.map(Terminal::size).unwrap_or_default(),
         }
     }
+}
+
+/// What the variable asks for; `None` if it is not set, or empty.
+fn min_timer_period_us(variable: Option<OsString>) -> Result<Option<u32>> {
+    let Some(value) = variable.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let period = value.to_str().and_then(|digits| digits.parse().ok());
+    period.map(Some).with_context(|| {
+        format!(
+            "{MIN_TIMER_PERIOD_US} is {value:?}: set it to a number of microseconds, such as 50000, \
+             or unset it"
+        )
+    })
 }
 
 /// How a program ended.

@@ -87,7 +87,8 @@ Try: cargo xtask grub-image grub.img
 Try: cargo xtask lab                      a shell; `exit` leaves it
      cargo xtask lab -- ls -l /dev/kvm    one command, with its exit code
 
-To run a stage there: MINI_KVM=lab cargo run --bin 05_mmio")]
+To run a stage there: MINI_KVM=lab cargo run --bin 05_mmio
+For guests whose timers tick too often for it: MINI_KVM_LAB_MIN_TIMER_PERIOD_US=50000 (lab/README.md)")]
     Lab {
         /// The command and its arguments; without one, a shell
         #[arg(last = true, value_name = "CMD")]

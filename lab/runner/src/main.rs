@@ -1,7 +1,8 @@
 //! `mini-kvm-runner PROGRAM ARGUMENT...`: runs a stage, or a stage's milestone test, on this host's
 //! KVM where that can do the stage's job, and in the lab where it can't.
 //!
-//! Cargo calls it through `lab/run`. `MINI_KVM=host` and `MINI_KVM=lab` choose by hand.
+//! Cargo calls it through `lab/run`. `MINI_KVM=host` and `MINI_KVM=lab` choose by hand;
+//! `MINI_KVM_LAB_MIN_TIMER_PERIOD_US` makes guests' timers slower in the lab.
 
 mod verdict;
 
@@ -31,7 +32,10 @@ fn main() -> ExitCode {
     };
     let end = match reason {
         None => here(&argv),
-        Some(reason) => in_lab(&argv, &reason),
+        Some(reason) => match Program::new(argv) {
+            Err(error) => return fail(&error, Ended::BadInput),
+            Ok(program) => in_lab(&program, &reason),
+        },
     };
     end.unwrap_or_else(|error| fail(&error, Ended::HostCannot))
 }
@@ -81,11 +85,11 @@ fn here(argv: &[OsString]) -> Result<ExitCode> {
     Err(error).with_context(|| format!("cannot run {}", argv[0].display()))
 }
 
-fn in_lab(argv: &[OsString], reason: &str) -> Result<ExitCode> {
+fn in_lab(program: &Program, reason: &str) -> Result<ExitCode> {
     let progress: Progress<'_> = &mut |what| cli::eprintln!("mini-kvm: {what}");
     let state = State::ready(progress).with_context(|| reason.to_owned())?;
     cli::eprintln!("mini-kvm: {reason}: running in the lab");
-    let end = session::run(state, &Program::new(argv.to_vec())?, progress)?;
+    let end = session::run(state, program, progress)?;
     Ok(ExitCode::from(end.code()))
 }
 

@@ -64,6 +64,29 @@ fn kvm_opens_and_its_modules_are_loaded_and_nesting_is_on() {
 }
 
 #[test]
+fn the_shortest_period_of_timers_is_kvms_own_unless_the_variable_says_so() {
+    const VARIABLE: &str = "MINI_KVM_LAB_MIN_TIMER_PERIOD_US";
+    let script = "cat /sys/module/kvm/parameters/min_timer_period_us";
+    let period = |value: Option<&str>| {
+        let lab = shell(script)?;
+        let ran = value.into_iter().fold(lab, |lab, value| lab.env(VARIABLE, value)).run();
+        ran.ended(0);
+        Some(String::from_utf8(ran.stdout).unwrap())
+    };
+    assert_eq!(lab!(period(Some("50000"))), "50000\n");
+    // The parameter was changed in that lab only, and not in the saved one.
+    let own = lab!(period(None));
+    assert!(own.trim().parse::<u32>().is_ok_and(|period| period < 1000), "{own}");
+    assert_eq!(lab!(period(Some(""))), own);
+    for wrong in ["50ms", "-1", "4294967296"] {
+        let ran = lab!(shell("echo ran")).env(VARIABLE, wrong).run();
+        ran.ended(2).stderr_has(&format!("error: {VARIABLE} is {wrong:?}: set it to a number of"));
+        assert_eq!(ran.stdout, b"");
+        assert_eq!(ran.stderr.iter().filter(|byte| **byte == b'\n').count(), 1);
+    }
+}
+
+#[test]
 fn the_loopback_device_is_up() {
     lab!(shell("cat /sys/class/net/lo/operstate /sys/class/net/lo/flags"))
         .run()

@@ -18,6 +18,9 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 /// The port's device: the first port of the first virtio-serial device, `nr=1` in QEMU's terms.
 const PORT: &str = "/dev/vport0p1";
 
+/// The shortest period, in microseconds, that KVM gives a guest's periodic timer.
+const MIN_TIMER_PERIOD: &str = "/sys/module/kvm/parameters/min_timer_period_us";
+
 /// Adds to an error the step that failed.
 fn step<E: Into<io::Error>>(what: impl Display) -> impl FnOnce(E) -> io::Error {
     move |error| {
@@ -106,7 +109,7 @@ fn open_port() -> io::Result<File> {
     }
 }
 
-/// What can only be done after a resume: the time, and the host's files.
+/// What can only be done after a resume: the time, KVM's parameter, and the host's files.
 pub fn prepare(exec: &Exec) -> io::Result<()> {
     let time = Timespec {
         tv_sec: exec.time.as_secs().cast_signed(),
@@ -116,6 +119,9 @@ pub fn prepare(exec: &Exec) -> io::Result<()> {
     // Each resumed lab would count its processes from the same number, and programs that name
     // files after their process would meet in the host's /tmp.
     let _ = fs::write("/proc/sys/kernel/ns_last_pid", (300 + time.tv_nsec % 30_000).to_string());
+    if let Some(period) = exec.min_timer_period_us {
+        fs::write(MIN_TIMER_PERIOD, period.to_string()).map_err(step(MIN_TIMER_PERIOD))?;
+    }
     let root = Path::new(lab::HOST_ROOT);
     fs::create_dir_all(root)?;
     // cache=mmap: `write` goes to the host at once and `read` comes from it, so that both sides see
