@@ -79,7 +79,9 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage08")]
         acpi,
         #[cfg(feature = "stage08")]
-        linux
+        linux,
+        #[cfg(feature = "stage08")]
+        virtio
     );
     let _ = error;
     None

@@ -46,16 +46,10 @@ impl Blamed for Error {
 pub struct Ioeventfd(EventFd);
 
 impl Ioeventfd {
-    /// Has writes of any size and value to guest-physical `addr` signal a new eventfd
-    /// (`KVM_IOEVENTFD`, KVM API 4.59).
+    /// [`connect`]s a new eventfd.
     pub fn new(vm: &Vm, addr: u64) -> Result<Self, Error> {
-        if !vm.fd().check_extension(Cap::Ioeventfd) {
-            return Err(Error::Missing);
-        }
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        vm.fd()
-            .register_ioevent(&event, &IoEventAddress::Mmio(addr), NoDatamatch)
-            .map_err(|source| Error::Ioctl { addr, source })?;
+        connect(vm, addr, &event)?;
         Ok(Self(event))
     }
 
@@ -67,4 +61,15 @@ impl Ioeventfd {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Has writes of any size and value to guest-physical `addr` signal `event`, instead of causing an exit
+/// (`KVM_IOEVENTFD`, KVM API 4.59).
+pub fn connect(vm: &Vm, addr: u64, event: &EventFd) -> Result<(), Error> {
+    if !vm.fd().check_extension(Cap::Ioeventfd) {
+        return Err(Error::Missing);
+    }
+    vm.fd()
+        .register_ioevent(event, &IoEventAddress::Mmio(addr), NoDatamatch)
+        .map_err(|source| Error::Ioctl { addr, source })
 }

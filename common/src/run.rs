@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -37,8 +38,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A device panicked: a mistake of ours, which must not leave the machine waiting for ever.
-    #[error("the thread of vCPU {0} panicked; this is a mistake in the monitor, please report it")]
-    Panic(u8),
+    #[error("the thread of {0} panicked; this is a mistake in the monitor, please report it")]
+    Panic(String),
     /// `KVM_RUN` itself failed.
     #[error(transparent)]
     Vcpu(#[from] vcpu::Error),
@@ -209,7 +210,7 @@ pub fn run(
         let id = vcpu.id();
         let (buses, its_stop, trace) = (Arc::clone(&buses), stop.clone(), trace.clone());
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-            let _report = ReportPanic { vcpu: id, stop: its_stop.clone() };
+            let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
             let mut exits = Exits::new();
             if let Err(error) =
                 run_one(vcpu, &buses.0, &buses.1, &its_stop, trace.as_deref(), &mut exits)
@@ -256,16 +257,23 @@ pub fn run(
     Ok((ending?, exits))
 }
 
-/// Ends the machine if its thread panics.
-struct ReportPanic {
-    vcpu: u8,
+/// Ends the machine if the thread that holds it panics.
+pub(crate) struct ReportPanic {
+    whose: String,
     stop: Stop,
+}
+
+impl ReportPanic {
+    /// For the thread of `whose`.
+    pub(crate) fn new(whose: impl Into<String>, stop: &Stop) -> Self {
+        Self { whose: whose.into(), stop: stop.clone() }
+    }
 }
 
 impl Drop for ReportPanic {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.stop.send(Err(Error::Panic(self.vcpu)));
+            self.stop.send(Err(Error::Panic(mem::take(&mut self.whose))));
         }
     }
 }

@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use cli::{cache, console, size, trace};
 use common::linux::{self, Cache, Way};
 use common::smp::MAX_CPUS;
+use common::virtio::{self, rng::Rng};
 
 /// Boots Linux to an interactive shell on this terminal.
 ///
@@ -67,6 +68,10 @@ pub struct Args {
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     pub cpus: u8,
 
+    /// Give the guest random numbers of the host (a virtio entropy device)
+    #[arg(long)]
+    rng: bool,
+
     /// Say on stderr what is found in the kernel and done with it
     #[arg(short, long)]
     verbose: bool,
@@ -121,6 +126,15 @@ impl Args {
         };
         let cache = (!self.no_cache).then(|| Cache::new(cache::unpacked_kernels()));
         linux::Options { way, cache }
+    }
+
+    /// The machine's virtio devices.
+    pub fn devices(&self) -> virtio::Devices {
+        let mut devices = virtio::Devices::default();
+        if self.rng {
+            devices.add(Rng);
+        }
+        devices
     }
 
     /// The kernel's command line.

@@ -17,7 +17,7 @@ use common::irqfd::{self, Irqfd};
 use common::memory::Vm;
 use common::panic_watch::PanicWatch;
 use common::uart::{self, Uart};
-use common::{acpi, kvm, linux, msr, run, smp};
+use common::{acpi, kvm, linux, msr, run, smp, virtio};
 
 fn main() -> ExitCode {
     cli::main(boot)
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 fn boot(args: Args) -> Result<Ended> {
     let (kernel_path, initrd_path) = args.files()?;
     let cmdline = args.cmdline();
+    let devices = args.devices();
 
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
@@ -42,7 +43,7 @@ fn boot(args: Args) -> Result<Ended> {
         })
         .transpose()?;
     args.tell(&kernel.notes, &initrd, &cmdline);
-    let rsdp = acpi::write_tables(&ram, args.cpus, 0)?;
+    let rsdp = acpi::write_tables(&ram, args.cpus, devices.count()?)?;
     linux::write_boot_params(&ram, &kernel, initrd, &cmdline, rsdp)?;
 
     // Interrupt controllers and timer inside KVM; then the vCPUs, which get their local APICs from it. The first
@@ -62,12 +63,17 @@ fn boot(args: Args) -> Result<Ended> {
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
     let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop.clone()));
     ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
-    let pm1 = shared(acpi::Pm1::new(stop));
+    let pm1 = shared(acpi::Pm1::new(stop.clone()));
     ports.insert("ACPI PM1", bus::ports(acpi::PM1_PORT, acpi::PM1_PORTS), pm1)?;
+
+    // And in its memory: devices made for virtual machines, each with a thread of its own.
+    let mut mmio = Bus::new();
+    let workers = virtio::plug(&vm, &mut mmio, devices, &stop)?;
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (trace, limit) = (args.trace.start(), args.console.timeout);
-    let (ending, exits) = run::run(vcpus, ports, Bus::new(), stopped, limit, trace)?;
+    let (ending, exits) = run::run(vcpus, ports, mmio, stopped, limit, trace)?;
+    drop(workers);
     Ok(console.finish(&panicked.judge(ending), &exits))
 }
