@@ -1,7 +1,8 @@
-//! The kernel modules that the lab loads, and the order that their dependencies ask for.
+//! The kernel modules that the lab loads, and the order that their dependencies ask for. Stage 08's default initramfs
+//! takes a guest's modules from here, too.
 //!
-//! A module names what it needs in its ELF section `.modinfo`, as `depends=a,b`. (A package that
-//! was unpacked and not installed has no `modules.dep`: `depmod` writes that.)
+//! A module names what it needs in its ELF section `.modinfo`, as `depends=a,b`, and what it drives, as `alias=…`. (A
+//! package that was unpacked and not installed has no `modules.dep` and `modules.alias`: `depmod` writes them.)
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -33,35 +34,65 @@ pub struct Module {
     pub name: String,
     /// The ELF file, not compressed.
     pub elf: Vec<u8>,
+    /// The modules that it needs itself, by name.
+    pub depends: Vec<String>,
+    /// The devices that it drives: patterns for what the kernel calls them, such as `virtio:d00000002v*`.
+    pub aliases: Vec<String>,
 }
 
-/// The modules that `wanted` stands for in a kernel's folder `lib/modules/RELEASE`, dependencies
-/// first. A module which is built into that kernel is left out.
-///
-/// # Errors
-/// A module that the folder hasn't, or a file in it that is no module.
-pub fn load(folder: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
-    let mut files = HashMap::new();
-    index(folder, &mut files)?;
-    let builtin = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
-    let builtin: Vec<_> = builtin.lines().filter_map(|line| name(Path::new(line))).collect();
-    let mut modules = HashMap::new();
-    let order = order(wanted, |name| {
-        if builtin.iter().any(|builtin| builtin == name) {
-            return Ok(Vec::new());
-        }
-        let path = files
-            .get(name)
-            .with_context(|| format!("the kernel in {} has no module {name}", folder.display()))?;
-        let elf = read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let depends = depends(&elf).with_context(|| format!("{}", path.display()))?;
-        modules.insert(name.to_owned(), elf);
-        Ok(depends)
-    })?;
-    Ok(order
-        .into_iter()
-        .filter_map(|name| modules.remove(&name).map(|elf| Module { name, elf }))
-        .collect())
+/// A kernel's folder `lib/modules/RELEASE`.
+pub struct Folder {
+    path: PathBuf,
+    files: HashMap<String, PathBuf>,
+    builtin: Vec<String>,
+}
+
+impl Folder {
+    /// Looks which modules there are.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn open(path: &Path) -> Result<Folder> {
+        let mut files = HashMap::new();
+        index(path, &mut files)?;
+        let builtin = fs::read_to_string(path.join("modules.builtin")).unwrap_or_default();
+        let builtin = builtin.lines().filter_map(|line| name(Path::new(line))).collect();
+        Ok(Folder { path: path.to_owned(), files, builtin })
+    }
+
+    /// Whether the kernel has a module of that name: in a file, and not built in.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name)
+    }
+
+    /// The modules that `wanted` stands for, dependencies first. A module which is built into that kernel is left out.
+    ///
+    /// # Errors
+    /// A module that the folder hasn't, or a file in it that is no module.
+    pub fn load(&self, wanted: &[&str]) -> Result<Vec<Module>> {
+        let mut modules = HashMap::new();
+        let order = order(wanted, |name| {
+            if self.builtin.iter().any(|builtin| builtin == name) {
+                return Ok(Vec::new());
+            }
+            let path = self.files.get(name).with_context(|| {
+                format!("the kernel in {} has no module {name}", self.path.display())
+            })?;
+            let elf = read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let info = modinfo(&elf).with_context(|| format!("{}", path.display()))?;
+            let depends: Vec<String> = values(&info, "depends")
+                .flat_map(|depends| depends.split(','))
+                .filter(|name| !name.is_empty())
+                .map(|name| name.replace('-', "_"))
+                .collect();
+            let aliases = values(&info, "alias").map(str::to_owned).collect();
+            let name = name.to_owned();
+            let module = Module { name: name.clone(), depends: depends.clone(), aliases, elf };
+            modules.insert(name, module);
+            Ok(depends)
+        })?;
+        Ok(order.into_iter().filter_map(|name| modules.remove(&name)).collect())
+    }
 }
 
 /// Names in an order in which each comes after all that it depends on.
@@ -132,18 +163,18 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(elf)
 }
 
-/// What a module's `.modinfo` says that it depends on.
-fn depends(elf: &[u8]) -> Result<Vec<String>> {
+/// What a module's `.modinfo` says: `NAME=VALUE`, each ended by a zero.
+fn modinfo(elf: &[u8]) -> Result<String> {
     let elf = ElfBytes::<LittleEndian>::minimal_parse(elf)?;
     let section = elf.section_header_by_name(".modinfo")?.context("has no .modinfo section")?;
     let (bytes, _) = elf.section_data(&section)?;
-    let depends = bytes.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"depends="));
-    let depends = std::str::from_utf8(depends.unwrap_or_default())?;
-    Ok(depends
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(|name| name.replace('-', "_"))
-        .collect())
+    // An author's name need not be UTF-8.
+    Ok(String::from_utf8_lossy(bytes).into_owned())
+}
+
+/// The values of `name` in a `.modinfo`: there may be several.
+fn values<'a>(info: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    info.split('\0').filter_map(move |entry| entry.strip_prefix(name)?.strip_prefix('='))
 }
 
 #[cfg(test)]
@@ -174,7 +205,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_a_module_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
-            prop_assert!(depends(&bytes).is_err());
+            prop_assert!(modinfo(&bytes).is_err());
         }
     }
 
@@ -185,6 +216,13 @@ mod tests {
             error.unwrap_err().to_string(),
             "modules depend on each other in a circle: a b a"
         );
+    }
+
+    #[test]
+    fn of_what_modinfo_says_each_name_is_whole() {
+        let info = "license=GPL\0alias=virtio:d00000002v*\0depends=a,b\0alias=x\0aliases=y\0";
+        assert_eq!(values(info, "alias").collect::<Vec<_>>(), ["virtio:d00000002v*", "x"]);
+        assert_eq!(values(info, "depends").collect::<Vec<_>>(), ["a,b"]);
     }
 
     #[test]

@@ -99,7 +99,8 @@ pub fn initramfs(kernel: &Kernel, progress: Progress<'_>) -> Result<PathBuf> {
     archive.device("dev/console", 5, 1)?;
     archive.file("init", 0o755, &agent)?;
     archive.folder("modules")?;
-    for (number, module) in modules::load(&kernel.modules, modules::WANTED)?.iter().enumerate() {
+    let wanted = modules::Folder::open(&kernel.modules)?.load(modules::WANTED)?;
+    for (number, module) in wanted.iter().enumerate() {
         archive.file(&format!("modules/{number:02}-{}.ko", module.name), 0o644, &module.elf)?;
     }
     let new = NamedTempFile::new_in(folder())?;

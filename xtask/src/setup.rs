@@ -13,7 +13,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::packages::{self, TOOLS, Tool};
 use crate::progress::{Step, step};
-use crate::{grub, initramfs, workspace};
+use crate::{grub, initramfs};
 
 /// The kernel of the lab by the name that stays the same over its versions, as Debian and as Ubuntu
 /// call it: a generic one, which has KVM and 9p.
@@ -76,7 +76,7 @@ impl Missing {
         let lab_kernel = !args.no_lab && Kernel::find().is_err();
         Self {
             lab_kernel,
-            guest_kernel: !cache::default_kernel().exists(),
+            guest_kernel: !cache::default_kernel().exists() || !modules_path().exists(),
             busybox: !busybox_path().exists(),
             // Elsewhere the system's own tools serve, if it has them: nothing needs them but one stage.
             grub: packages::has_apt() && !cache::grub().exists(),
@@ -251,6 +251,11 @@ fn busybox_path() -> PathBuf {
     cache::dir().join("guest/busybox")
 }
 
+/// The default kernel's modules for the initramfs: `RELEASE/NAME.ko` and the lists of them.
+fn modules_path() -> PathBuf {
+    cache::dir().join("guest/modules")
+}
+
 fn install(tools: &[&Tool]) -> Result<()> {
     let packages: Vec<_> = tools.iter().map(|tool| tool.apt).collect();
     packages::apt_install(&packages, &log())
@@ -316,13 +321,29 @@ fn publish(dir: &Path, to: &Path) -> Result<()> {
 }
 
 fn bring_guest_kernel(apt: bool) -> Result<()> {
-    let to = cache::default_kernel();
     if apt {
         return unpack_kernel(&GUEST_KERNELS, |dir| {
-            place(&only_entry(&dir.join("boot"), "vmlinuz-")?, &to)
+            // Debian 13 has moved the modules to /usr/lib.
+            let modules = ["lib/modules", "usr/lib/modules"].map(|path| dir.join(path));
+            let modules = modules.iter().find(|path| path.is_dir()).context("it has no modules")?;
+            let image = only_entry(&dir.join("boot"), "vmlinuz-")?;
+            place_guest_kernel(&image, &only_entry(modules, "")?)
         });
     }
-    place(&host_kernel(&host_release()?)?.0, &to)
+    let (image, modules) = host_kernel(&host_release()?)?;
+    place_guest_kernel(&image, &modules)
+}
+
+/// Keeps a kernel and the modules that its guest needs. The modules come last: where they are, both are.
+fn place_guest_kernel(image: &Path, modules: &Path) -> Result<()> {
+    let kept = unfinished_folder()?;
+    // A kernel of one piece has none.
+    if modules.is_dir() {
+        initramfs::collect_modules(modules, kept.path())?;
+    }
+    fs::remove_dir_all(modules_path()).or_else(ignore_missing)?;
+    place(image, &cache::default_kernel())?;
+    publish(kept.path(), &modules_path())
 }
 
 fn bring_busybox(apt: bool) -> Result<()> {
@@ -388,9 +409,9 @@ fn write_guests() -> Result<()> {
     Ok(())
 }
 
-/// Writes the initramfs again where it is not what the init script and busybox make now.
+/// Writes the initramfs again where it is not what the scripts, busybox and the modules make now.
 fn write_initramfs() -> Result<()> {
-    let bytes = initramfs::build(&busybox_path(), &workspace::root().join("guests/linux/init"))?;
+    let bytes = initramfs::build(&busybox_path(), &modules_path())?;
     let to = cache::default_initrd();
     if fs::read(&to).is_ok_and(|old| old == bytes) {
         return Ok(());
