@@ -133,6 +133,13 @@ impl Console {
         spawn("stdin", read)
     }
 
+    /// Has the first `SIGTERM` ask the guest to shut down by `press`, which says whether the guest listens. The second
+    /// one, or the first if it doesn't, ends the program.
+    #[cfg(feature = "stage08")]
+    pub fn on_sigterm(&self, press: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
+        terminal::on_sigterm(Box::new(press))
+    }
+
     /// Prints what the guest has left, gives the terminal back, and says how a machine ended that
     /// did not end well; and with `--stats` what it exited for.
     pub fn finish(mut self, ending: &Ending, exits: &Exits) -> Ended {
@@ -535,6 +542,15 @@ mod terminal {
     /// What is printed is treated as it was before.
     static OUTPUT_AS_BEFORE: AtomicBool = AtomicBool::new(false);
 
+    /// What the next `SIGTERM` does instead of ending the program, and whether it could.
+    static ON_SIGTERM: Mutex<Option<Box<dyn Fn() -> bool + Send>>> = Mutex::new(None);
+
+    #[cfg(feature = "stage08")]
+    pub fn on_sigterm(press: Box<dyn Fn() -> bool + Send>) -> io::Result<()> {
+        *lock(&ON_SIGTERM) = Some(press);
+        watch()
+    }
+
     /// Raw mode: keys are neither echoed nor gathered to lines, and none makes a signal.
     pub fn take() -> io::Result<()> {
         watch()?;
@@ -630,6 +646,14 @@ mod terminal {
                 send(enter);
                 SPOILT.store(true, Ordering::Relaxed);
             }
+            return;
+        }
+        if signal == SIGTERM && lock(&ON_SIGTERM).take().is_some_and(|press| press()) {
+            // In raw mode the guest's line has not been ended, and the carriage return is ours to print.
+            let (before, after) =
+                if lock(&BEFORE).is_some() { ("\r\n", "\r\n") } else { ("", "\n") };
+            let text = "the guest was asked to shut down; a second SIGTERM ends it";
+            say(&format!("{before}{text}{after}"));
             return;
         }
         restore();

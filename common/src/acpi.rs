@@ -6,10 +6,13 @@
 //!                 '--> MADT               processors and interrupt controllers
 //! ```
 //!
-//! The tables are written by [`acpi_tables`]; what stands in them is ours. So are the two registers that
-//! they name and the guest ends its machine with: [`Pm1`] to power off, and the i8042 to reset.
+//! The tables are written by [`acpi_tables`]; what stands in them is ours. So are the registers that they name:
+//! [`Pm1`], by which the guest powers its machine off and learns of its power button, and the i8042's, which resets
+//! it. A PC has these registers; a machine without them, *hardware-reduced* in ACPI's words, would also be one
+//! without the interrupt controllers and the timer that KVM has.
 
-use acpi_tables::Aml;
+use std::sync::PoisonError;
+
 use acpi_tables::aml::{
     self, Device as AmlDevice, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
     ResourceTemplate,
@@ -23,15 +26,18 @@ use acpi_tables::madt::{
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use zerocopy::byteorder::{LE, U16, U32};
+use zerocopy::{Immutable, IntoBytes};
 
-use crate::bus::Device;
+use crate::bus::{Device, Interrupt as Line, Shared};
 use crate::error::{Blame, Blamed};
 use crate::layout::{ACPI_TABLES, ACPI_TABLES_SIZE, IOAPIC, LOCAL_APIC, virtio_mmio};
 use crate::memory::Ram;
 use crate::run::{Ending, Stop};
-use crate::{i8042, uart};
+use crate::{cmos, i8042, uart};
 
 const OEM: [u8; 6] = *b"MINKVM";
 const OEM_TABLE: [u8; 8] = *b"MINIKVM ";
@@ -48,8 +54,11 @@ const STATUS: u64 = 0;
 const ENABLE: u64 = 2;
 const CONTROL: u64 = 4;
 
-/// The interrupt line of ACPI's events, by tradition. Nothing raises it here.
-const SCI: u16 = 9;
+/// The interrupt line of ACPI's events, the SCI, by tradition.
+pub const SCI: u32 = 9;
+
+/// In PM1_STS: the power button was pressed. In PM1_EN: the guest wants an SCI for it.
+const POWER_BUTTON: u16 = 1 << 8;
 
 /// In PM1_CNT: the machine is in ACPI mode, as opposed to the mode of BIOSes before it.
 const SCI_EN: u16 = 1 << 0;
@@ -64,8 +73,6 @@ const S5: u8 = 5;
 // IAPC_BOOT_ARCH in the FADT (ACPI 6.5, table 5.11): what an operating system need not look for.
 const LEGACY_DEVICES: u16 = 1 << 0;
 const VGA_NOT_PRESENT: u16 = 1 << 2;
-const MSI_NOT_SUPPORTED: u16 = 1 << 3;
-const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
 // As the error below says it.
 const _: () = assert!(ACPI_TABLES.0 == 0xE_0000);
@@ -141,13 +148,12 @@ fn fadt(dsdt: u64, facs: u64) -> FADTBuilder {
         .dsdt_64(dsdt)
         .firmware_ctrl_32(facs as u32)
         .flag(Flags::Wbinvd)
-        // With these set, there are no such buttons in the PM1 registers.
-        .flag(Flags::PwrButton)
+        // With a flag like these set, the event is not in the PM1 registers. The power button is.
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless);
-    fadt.sci_int = SCI.into();
+    fadt.sci_int = (SCI as u16).into();
     // An SMI command port of 0: the machine is always in ACPI mode.
     fadt.smi_cmd = 0.into();
     fadt.pm1a_evt_blk = (u32::from(PM1_PORT) + STATUS as u32).into();
@@ -156,8 +162,8 @@ fn fadt(dsdt: u64, facs: u64) -> FADTBuilder {
     fadt.pm1a_cnt_blk = (u32::from(PM1_PORT) + CONTROL as u32).into();
     fadt.pm1_cnt_len = 2;
     fadt.x_pm1a_cnt_blk = port(16, AccessSize::WordAccess, CONTROL);
-    fadt.iapc_boot_arch =
-        (LEGACY_DEVICES | VGA_NOT_PRESENT | MSI_NOT_SUPPORTED | CMOS_RTC_NOT_PRESENT).into();
+    fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
+    fadt.century = cmos::CENTURY;
     fadt.reset_reg = GAS::new(
         AddressSpace::SystemIo,
         8,
@@ -176,9 +182,42 @@ fn madt(vcpus: u8) -> MADT {
     for id in 0..vcpus {
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
-    // KVM's IOAPIC has 24 pins, pin n for GSI n.
+    // KVM's IOAPIC has 24 pins, pin n for GSI n: also pin 0 for the timer's line 0, which a PC often has at pin 2. So
+    // one ISA line alone needs a word.
     madt.add_structure(IoApic::new(0, IOAPIC.0 as u32, 0));
+    madt.add_structure(SourceOverride {
+        kind: 2,
+        length: size_of::<SourceOverride>() as u8,
+        bus: 0,
+        source: SCI as u8,
+        gsi: SCI.into(),
+        flags: ACTIVE_HIGH_EDGE.into(),
+    });
     madt
+}
+
+/// How the lines of an ISA bus are: high for an interrupt, which begins with the edge. The SCI would be low for as long
+/// as there is an event, but an irqfd pulses it.
+const ACTIVE_HIGH_EDGE: u16 = 0b01_01;
+
+/// Interrupt Source Override Structure (ACPI 6.5, 5.2.12.5): an ISA line that is not what such lines are by default.
+#[repr(C)]
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+struct SourceOverride {
+    kind: u8,
+    length: u8,
+    bus: u8,
+    source: u8,
+    gsi: U32<LE>,
+    flags: U16<LE>,
+}
+
+const _: () = assert!(size_of::<SourceOverride>() == 10);
+
+impl Aml for SourceOverride {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        self.as_bytes().iter().for_each(|&byte| sink.byte(byte));
+    }
 }
 
 /// The Differentiated System Description Table: what no register block says (ACPI 6.5, 5.2.11.1). Its bytecode names
@@ -192,6 +231,10 @@ fn dsdt(virtio_devices: usize) -> Sdt {
     let ports = IO::new(uart::COM1, uart::COM1, 1, uart::PORTS as u8);
     let line = Interrupt::new(true, true, false, false, uart::COM1_IRQ);
     dsdt.append_slice(&device("COM1", &EISAName::new("PNP0501"), 0, &[&ports, &line]));
+
+    let ports = IO::new(cmos::PORT, cmos::PORT, 1, cmos::PORTS as u8);
+    let line = Interrupt::new(true, true, false, false, cmos::IRQ);
+    dsdt.append_slice(&device("RTC0", &EISAName::new("PNP0B00"), 0, &[&ports, &line]));
 
     for n in 0..virtio_devices {
         let (addresses, gsi) = virtio_mmio(n);
@@ -220,40 +263,57 @@ fn device(name: &str, hid: &dyn Aml, uid: usize, resources: &[&dyn Aml]) -> Vec<
     ))
 }
 
-/// The PM1 registers: status and enable bits of events, of which this machine has none, and the control
+/// The PM1 registers: status and enable bits of events, of which this machine has one, the power button, and the control
 /// register, through which a guest goes to sleep. A machine that sleeps in S5 is off.
-pub struct Pm1 {
+pub struct Pm1<I> {
+    line: I,
     stop: Stop,
+    status: u16,
     enable: u16,
 }
 
-impl Pm1 {
-    /// Registers which end the machine through `stop`.
-    pub fn new(stop: Stop) -> Self {
-        Self { stop, enable: 0 }
+impl<I: Line> Pm1<I> {
+    /// Registers whose events interrupt by `line`, the [`SCI`], and which end the machine through `stop`.
+    pub fn new(line: I, stop: Stop) -> Self {
+        Self { line, stop, status: 0, enable: 0 }
     }
-}
 
-impl Device for Pm1 {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        let register = match offset & !1 {
-            STATUS => 0,
+    /// Presses the power button: the guest is to shut down by itself. Returns whether it listens to the button; if not,
+    /// nothing will happen.
+    pub fn press_power_button(&mut self) -> bool {
+        self.change(|pm1| pm1.status |= POWER_BUTTON);
+        self.enable & POWER_BUTTON != 0
+    }
+
+    /// Makes a change, and interrupts the guest if it brings an event that the guest wants to know of.
+    fn change(&mut self, change: impl FnOnce(&mut Self)) {
+        let before = self.status & self.enable;
+        change(self);
+        if before == 0 && self.status & self.enable != 0 {
+            // An eventfd takes 2^64 pulses before it fails.
+            let _ = self.line.trigger();
+        }
+    }
+
+    fn register(&mut self, offset: u64) -> u16 {
+        match offset {
+            STATUS => self.status,
             ENABLE => self.enable,
             _ => SCI_EN,
-        };
-        let bytes = &register.to_le_bytes()[(offset & 1) as usize..];
-        let len = bytes.len().min(data.len());
-        data[..len].copy_from_slice(&bytes[..len]);
+        }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        // Status bits are cleared by writing ones to them: there are none to clear.
-        let value = u16::from_le_bytes([data[0], data.get(1).copied().unwrap_or(0)]);
+    fn set(&mut self, offset: u64, value: u8) {
+        let [low, high] = [u16::from(value), u16::from(value) << 8];
         match offset {
-            ENABLE => self.enable = value,
-            CONTROL => {
-                let sleep = value >> SLP_TYP_SHIFT & SLP_TYP_MASK;
-                if value & SLP_EN != 0 && sleep == u16::from(S5) {
+            // Status bits are cleared by writing ones to them.
+            STATUS => self.status &= !low,
+            1 => self.status &= !high,
+            ENABLE => self.enable = self.enable & 0xFF00 | low,
+            3 => self.enable = self.enable & 0xFF | high,
+            5 => {
+                let sleep = high >> SLP_TYP_SHIFT & SLP_TYP_MASK;
+                if high & SLP_EN != 0 && sleep == u16::from(S5) {
                     self.stop.now(Ending::PowerOff);
                 }
             }
@@ -262,8 +322,31 @@ impl Device for Pm1 {
     }
 }
 
+/// Presses the power button of a machine that runs ([`Pm1::press_power_button`]).
+pub fn press_power_button<I: Line>(pm1: &Shared<Pm1<I>>) -> bool {
+    pm1.lock().unwrap_or_else(PoisonError::into_inner).press_power_button()
+}
+
+impl<I: Line> Device for Pm1<I> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for (offset, byte) in (offset..).zip(data) {
+            *byte = self.register(offset & !1).to_le_bytes()[(offset & 1) as usize];
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.change(|pm1| {
+            (offset..).zip(data).for_each(|(offset, &byte)| pm1.set(offset, byte));
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use crate::layout::VIRTIO_MMIO_DEVICES;
     use crate::run;
@@ -305,6 +388,9 @@ mod tests {
         let fadt = table(&ram, u64_at(&xsdt, 36));
         assert_eq!((&fadt[..4], sum(&fadt), fadt.len()), (&b"FACP"[..], 0, 276));
         assert_eq!(u32_at(&fadt, 64), 0x604, "PM1a_CNT_BLK");
+        assert_eq!(u64_at(&fadt, 148 + 4), 0x600, "X_PM1a_EVT_BLK");
+        assert_eq!(u64_at(&fadt, 172 + 4), 0x604, "X_PM1a_CNT_BLK");
+        assert_eq!((fadt[108], u32_at(&fadt, 112) & 1 << 4), (0x32, 0), "century, PWR_BUTTON");
         assert_eq!(fadt[128], 0xFE, "RESET_VALUE");
         assert_eq!(u64_at(&fadt, 120), 0x64, "RESET_REG");
         let facs = u64::from(u32_at(&fadt, 36));
@@ -321,6 +407,7 @@ mod tests {
         assert_eq!((&madt[..4], sum(&madt)), (&b"APIC"[..], 0));
         assert_eq!(u32_at(&madt, 36), 0xFEE0_0000);
         let processors: Vec<_> = (0..3).map(|i| madt[44 + 8 * i..][..5].to_vec()).collect();
+        assert!(madt.ends_with(&[2, 10, 0, 9, 9, 0, 0, 0, 5, 0]), "the SCI is edge, active high");
         assert_eq!(processors, [[0, 8, 0, 0, 1], [0, 8, 1, 1, 1], [0, 8, 2, 2, 1]]);
     }
 
@@ -331,10 +418,27 @@ mod tests {
         assert!(matches!(write_tables(&small, 1, 0), Err(Error::Ram(_))));
     }
 
+    /// Counts how often the line was raised.
+    #[derive(Clone, Default)]
+    struct Counter(Arc<AtomicU32>);
+
+    impl Line for Counter {
+        fn trigger(&self) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    fn read(pm1: &mut Pm1<Counter>, offset: u64) -> u16 {
+        let mut data = [0xFF; 2];
+        pm1.read(offset, &mut data);
+        u16::from_le_bytes(data)
+    }
+
     #[test]
     fn only_sleep_type_5_with_slp_en_powers_off() {
         let (stop, stopped) = run::stop();
-        let mut pm1 = Pm1::new(stop);
+        let mut pm1 = Pm1::new(Counter::default(), stop);
         let mut write = |value: u16| pm1.write(CONTROL, &value.to_le_bytes());
         for value in [0, SLP_EN, 5 << 10, SLP_EN | 4 << 10, SLP_EN | 6 << 10] {
             write(value);
@@ -346,14 +450,34 @@ mod tests {
 
     #[test]
     fn the_registers_read_as_a_machine_in_acpi_mode() {
-        let mut pm1 = Pm1::new(run::stop().0);
+        let mut pm1 = Pm1::new(Counter::default(), run::stop().0);
         pm1.write(ENABLE, &0x0120u16.to_le_bytes());
-        let mut read = |offset| {
-            let mut data = [0xFF; 2];
-            pm1.read(offset, &mut data);
-            u16::from_le_bytes(data)
-        };
-        assert_eq!((read(STATUS), read(ENABLE), read(CONTROL)), (0, 0x0120, SCI_EN));
-        assert_eq!(read(ENABLE + 1) & 0xFF, 0x01);
+        assert_eq!([STATUS, ENABLE, CONTROL].map(|at| read(&mut pm1, at)), [0, 0x0120, SCI_EN]);
+        let mut high = [0xFF];
+        pm1.read(ENABLE + 1, &mut high);
+        assert_eq!(high, [0x01]);
+        let mut both = [0xFF; 4];
+        pm1.read(STATUS, &mut both);
+        assert_eq!(both, [0, 0, 0x20, 0x01]);
+    }
+
+    #[test]
+    fn the_power_button_interrupts_a_guest_that_listens() {
+        let line = Counter::default();
+        let mut pm1 = Pm1::new(line.clone(), run::stop().0);
+        let raised = || line.0.load(Ordering::Relaxed);
+        assert!(!pm1.press_power_button(), "nobody listens");
+        assert_eq!((read(&mut pm1, STATUS), raised()), (POWER_BUTTON, 0));
+        // Linux clears what is old before it listens. Who doesn't is told at once.
+        pm1.write(ENABLE, &POWER_BUTTON.to_le_bytes());
+        assert_eq!(raised(), 1);
+        pm1.write(STATUS, &(!POWER_BUTTON).to_le_bytes());
+        assert_eq!(read(&mut pm1, STATUS), POWER_BUTTON, "only ones clear");
+        pm1.write(STATUS, &POWER_BUTTON.to_le_bytes());
+        assert_eq!((read(&mut pm1, STATUS), raised()), (0, 1));
+        assert!(pm1.press_power_button() && pm1.press_power_button());
+        assert_eq!(raised(), 2, "it was pressed twice before the guest looked");
+        pm1.write(STATUS + 1, &[0xFF]);
+        assert_eq!(read(&mut pm1, STATUS), 0);
     }
 }

@@ -4,10 +4,16 @@
 //! how much memory there is: the registers are the ones that Bochs and QEMU fill, too. The clock (Motorola
 //! MC146818 data sheet) shows the host's time in UTC until the guest sets it. What is written lasts as long as
 //! the machine.
+//!
+//! The clock has an alarm, and can interrupt at each second: [`ring`] (stage 08). Its periodic interrupt, of up to 8192 a
+//! second, is left out: who wants that has better timers.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::io;
+use std::sync::{Arc, Condvar, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::bus::Device;
+use crate::bus::{Device, Interrupt, Shared};
 use crate::layout::{MMIO_HOLE, MMIO_HOLE_END};
 
 /// First port: the register's number is written here; the next one is its value.
@@ -15,6 +21,12 @@ pub const PORT: u16 = 0x70;
 
 /// How many ports it has.
 pub const PORTS: u16 = 2;
+
+/// The clock's interrupt line.
+pub const IRQ: u32 = 8;
+
+/// The register with the century, which the PC AT added to the clock.
+pub const CENTURY: u8 = 0x32;
 
 /// The register with the drives that a BIOS is to try first, in bits 0 to 3, and then, in bits 4 to 7. Bochs and QEMU
 /// have it there, too.
@@ -29,7 +41,11 @@ const MIB: u64 = 1 << 20;
 const NUMBER: u8 = 0x7F;
 
 /// The clock's registers that count, by number; what is between them is the alarm's.
-const COUNTERS: [u8; 8] = [0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, 0x32];
+const COUNTERS: [u8; 8] = [0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, CENTURY];
+/// The alarm's second, minute and hour.
+const ALARM: [u8; 3] = [0x01, 0x03, 0x05];
+/// An alarm's register with both of these bits set is any second, minute or hour.
+const ANY: u8 = 0xC0;
 const STATUS_A: u8 = 0x0A;
 const STATUS_B: u8 = 0x0B;
 const STATUS_C: u8 = 0x0C;
@@ -47,6 +63,12 @@ const BINARY: u8 = 1 << 2;
 const HOURS_24: u8 = 1 << 1;
 /// In the hours from 1 to 12: after noon.
 const PM: u8 = 1 << 7;
+/// In status B: interrupt when the alarm's time comes. In status C: it has come since status C was read.
+const ALARM_INTERRUPT: u8 = 1 << 5;
+/// In status B: interrupt when the counters have been updated, once a second. In status C: they were.
+const UPDATE_INTERRUPT: u8 = 1 << 4;
+/// In status C: the line is up.
+const INTERRUPTS: u8 = 1 << 7;
 /// In status D: the battery is good.
 const BATTERY: u8 = 1 << 7;
 
@@ -57,6 +79,17 @@ struct Clock {
     /// The counters while they stand.
     held: Option<[u8; 8]>,
     status_b: u8,
+    alarm: [u8; 3],
+    /// When the guest last read status C, in seconds after 1970.
+    seen: i64,
+}
+
+/// What the clock has to tell of the time since status C was read.
+struct Events {
+    /// Status C.
+    flags: u8,
+    /// When the line goes up, or did, in seconds after 1970; unless it isn't to.
+    interrupt: Option<i64>,
 }
 
 impl Clock {
@@ -142,6 +175,50 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// The alarm's second, minute or hour, or any.
+    fn alarm_value(&self, at: usize) -> Option<i64> {
+        let register = self.alarm[at];
+        if register & ANY == ANY {
+            return None;
+        }
+        // As a counter of the same kind would be read, with others that make sense.
+        let mut counters = self.counters(0);
+        counters[at] = register;
+        let time = self.time(counters).map(|time| time.rem_euclid(86400));
+        // What makes no sense never comes.
+        Some(time.map_or(-1, |time| [time % 60, time / 60 % 60, time / 3600][at]))
+    }
+
+    /// When the alarm's time comes next after `after`, in seconds after 1970.
+    fn next_alarm(&self, after: i64) -> Option<i64> {
+        let [second, minute, hour] = [0, 1, 2].map(|at| self.alarm_value(at));
+        let is = |wanted: Option<i64>, value| wanted.is_none_or(|wanted| wanted == value);
+        let fits = |time: &i64| {
+            let of_day = (time + self.ahead).rem_euclid(86400);
+            is(second, of_day % 60) && is(minute, of_day / 60 % 60) && is(hour, of_day / 3600)
+        };
+        (after + 1..=after + 86400).find(fits)
+    }
+
+    /// What has happened up to `now`, and when it interrupts.
+    fn events(&self, now: i64) -> Events {
+        if self.held.is_some() {
+            return Events { flags: 0, interrupt: None };
+        }
+        let times = [
+            (UPDATE_INTERRUPT, Some(self.seen + 1)),
+            (ALARM_INTERRUPT, self.next_alarm(self.seen)),
+        ];
+        let wanted = times.iter().filter(|(flag, _)| self.status_b & flag != 0);
+        let interrupt = wanted.filter_map(|&(_, time)| time).min();
+        let come = times.iter().filter(|(_, time)| time.is_some_and(|time| time <= now));
+        let flags = come.fold(0, |flags, (flag, _)| flags | flag);
+        let line = if interrupt.is_some_and(|time| time <= now) { INTERRUPTS } else { 0 };
+        Events { flags: flags | line, interrupt }
+    }
+}
+
 /// Years are counted from March here, so that the leap day is their last; the calendar repeats itself every 400
 /// years, which have 146097 days. The first of March of the year 0 was this long before 1970.
 const MARCH_0: i64 = 719_468;
@@ -179,6 +256,8 @@ pub struct Cmos {
     registers: [u8; 128],
     selected: u8,
     clock: Clock,
+    /// What [`ring`] waits for may have changed.
+    changed: Arc<Condvar>,
 }
 
 impl Cmos {
@@ -190,7 +269,6 @@ impl Cmos {
         let mut put =
             |at: usize, bytes: &[u8]| registers[at..at + bytes.len()].copy_from_slice(bytes);
         put(STATUS_A.into(), &[CRYSTAL]);
-        // Nothing interrupts: no bit of status C is ever set.
         put(STATUS_D.into(), &[BATTERY]);
         // Below 640 KiB, in KiB.
         let base = (memory >> 10).min(640) as u16;
@@ -205,8 +283,8 @@ impl Cmos {
         // From 4 GiB on, in units of 64 KiB: 24 bits.
         let above = (above_hole >> 16).min(0xFF_FFFF) as u32;
         put(0x5B, &above.to_le_bytes()[..3]);
-        let clock = Clock { ahead: 0, held: None, status_b: HOURS_24 };
-        Self { registers, selected: 0, clock }
+        let clock = Clock { ahead: 0, held: None, status_b: HOURS_24, alarm: [0; 3], seen: now() };
+        Self { registers, selected: 0, clock, changed: Arc::default() }
     }
 
     /// The same with the drives that are to be tried first when it boots. Floppies, if this is not called.
@@ -231,7 +309,11 @@ impl Cmos {
         match counter(number) {
             Some(at) => self.clock.counters(now)[at],
             None if number == STATUS_B => self.clock.status_b,
-            None => self.registers[usize::from(number)],
+            None if number == STATUS_C => self.clock.events(now).flags,
+            None => match alarm(number) {
+                Some(at) => self.clock.alarm[at],
+                None => self.registers[usize::from(number)],
+            },
         }
     }
 
@@ -241,14 +323,59 @@ impl Cmos {
             (_, STATUS_B) => self.clock.set_status_b(value, now),
             (_, STATUS_C | STATUS_D) => {}
             (_, STATUS_A) => self.registers[usize::from(number)] = value & !UPDATE_IN_PROGRESS,
-            _ => self.registers[usize::from(number)] = value,
+            _ => match alarm(number) {
+                Some(at) => self.clock.alarm[at] = value,
+                None => self.registers[usize::from(number)] = value,
+            },
         }
     }
+}
+
+/// Has the clock of `cmos` interrupt by `line`, from a thread of its own. Without this it never does, and status C is
+/// there to be read.
+pub fn ring(cmos: Shared<Cmos>, line: impl Interrupt + 'static) -> io::Result<()> {
+    let run = move || {
+        let mut cmos = cmos.lock().unwrap_or_else(PoisonError::into_inner);
+        // For which reading of status C the line has been raised: it stays up until then.
+        let mut raised = None;
+        loop {
+            let now = now();
+            let wait = match cmos.clock.events(now).interrupt {
+                Some(time) if raised == Some((cmos.clock.seen, time)) => MOST,
+                Some(time) if time <= now => {
+                    raised = Some((cmos.clock.seen, time));
+                    // An eventfd takes 2^64 pulses before it fails.
+                    let _ = line.trigger();
+                    MOST
+                }
+                Some(time) => until(time).min(MOST),
+                None => MOST,
+            };
+            let changed = Arc::clone(&cmos.changed);
+            let woken = changed.wait_timeout(cmos, wait);
+            cmos = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    };
+    thread::Builder::new().name("clock".into()).spawn(run).map(drop)
+}
+
+/// How long the clock sleeps at most: the host's clock may have been set meanwhile, or it may have slept itself.
+const MOST: Duration = Duration::from_secs(60);
+
+/// How long it is until `time`, in seconds after 1970.
+fn until(time: i64) -> Duration {
+    let time = UNIX_EPOCH + Duration::from_secs(time.max(0) as u64);
+    time.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 /// Where register `number` stands in [`COUNTERS`], if it is one of them.
 fn counter(number: u8) -> Option<usize> {
     COUNTERS.iter().position(|counter| *counter == number)
+}
+
+/// Where register `number` stands in [`ALARM`], if it is one of them.
+fn alarm(number: u8) -> Option<usize> {
+    ALARM.iter().position(|alarm| *alarm == number)
 }
 
 /// The host's time in seconds since 1970.
@@ -260,14 +387,22 @@ fn now() -> i64 {
 impl Device for Cmos {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if offset == 1 {
-            data[0] = self.get(self.selected, now());
+            let now = now();
+            data[0] = self.get(self.selected, now);
+            if self.selected == STATUS_C {
+                self.clock.seen = now;
+                self.changed.notify_all();
+            }
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match offset {
             0 => self.selected = data[0] & NUMBER,
-            _ => self.set(self.selected, data[0], now()),
+            _ => {
+                self.set(self.selected, data[0], now());
+                self.changed.notify_all();
+            }
         }
     }
 }
@@ -372,6 +507,93 @@ mod tests {
         }
     }
 
+    /// A clock at `LEAP`, in mode `status_b`, which has just been asked for its events.
+    fn alarm_at(status_b: u8, alarm: [u8; 3]) -> Cmos {
+        let mut cmos = Cmos::new(MIB);
+        cmos.clock.seen = LEAP;
+        cmos.set(STATUS_B, status_b, LEAP);
+        for (number, value) in ALARM.into_iter().zip(alarm) {
+            cmos.set(number, value, LEAP);
+            assert_eq!(cmos.get(number, LEAP), value);
+        }
+        cmos
+    }
+
+    #[test]
+    fn the_alarm_s_time_comes_when_its_registers_say() {
+        // Two seconds before midnight.
+        for (mode, alarm, after) in [
+            (HOURS_24, [0x59, 0x59, 0x23], Some(1)),
+            (HOURS_24, [0x58, 0x59, 0x23], Some(86400)),
+            (HOURS_24, [0x00, 0x30, 0x06], Some(2 + 6 * 3600 + 30 * 60)),
+            (HOURS_24 | BINARY, [0, 30, 6], Some(2 + 6 * 3600 + 30 * 60)),
+            (0, [0x00, 0x00, 0x81], Some(2 + 13 * 3600)),
+            (BINARY, [0, 0, 0x8C], Some(2 + 12 * 3600)),
+            (HOURS_24, [0x05, 0xFF, 0xFF], Some(7)),
+            (HOURS_24, [0xFF, 0xC0, 0xFF], Some(1)),
+            (HOURS_24, [0x60, 0xFF, 0xFF], None),
+            (HOURS_24, [0xFF, 0xFF, 0x24], None),
+        ] {
+            let next = alarm_at(mode, alarm).clock.next_alarm(LEAP);
+            assert_eq!(next.map(|time| time - LEAP), after, "{alarm:x?} in mode {mode:#x}");
+        }
+        // By the time that the guest has set.
+        let mut cmos = alarm_at(HOURS_24, [0x05, 0x00, 0x00]);
+        cmos.clock.ahead = 2;
+        assert_eq!(cmos.clock.next_alarm(LEAP), Some(LEAP + 5));
+    }
+
+    #[test]
+    fn status_c_has_what_came_since_it_was_read() {
+        let mut cmos = alarm_at(HOURS_24, [0x01, 0x00, 0x00]);
+        let flags = |cmos: &Cmos, now| cmos.get(STATUS_C, now);
+        assert_eq!(flags(&cmos, LEAP), 0);
+        assert_eq!(flags(&cmos, LEAP + 1), UPDATE_INTERRUPT);
+        assert_eq!(flags(&cmos, LEAP + 3), UPDATE_INTERRUPT | ALARM_INTERRUPT);
+        assert_eq!(cmos.clock.events(LEAP + 3).interrupt, None, "none is wanted");
+        cmos.set(STATUS_B, HOURS_24 | ALARM_INTERRUPT, LEAP);
+        assert_eq!(cmos.clock.events(LEAP).interrupt, Some(LEAP + 3));
+        assert_eq!(flags(&cmos, LEAP + 2), UPDATE_INTERRUPT);
+        assert_eq!(flags(&cmos, LEAP + 3), INTERRUPTS | UPDATE_INTERRUPT | ALARM_INTERRUPT);
+        cmos.set(STATUS_B, HOURS_24 | UPDATE_INTERRUPT, LEAP);
+        assert_eq!(cmos.clock.events(LEAP).interrupt, Some(LEAP + 1));
+        cmos.set(STATUS_B, SET | HOURS_24 | UPDATE_INTERRUPT, LEAP);
+        assert_eq!(cmos.clock.events(LEAP + 9).interrupt, None, "it stands");
+        // Reading it is what ends the interrupt.
+        assert_ne!(read(&mut cmos, STATUS_C), 0xFF);
+        assert!(cmos.clock.seen > LEAP);
+    }
+
+    #[test]
+    fn the_line_is_raised_each_second_while_status_c_is_read() {
+        let (sender, raised) = std::sync::mpsc::channel();
+        struct Line(std::sync::mpsc::Sender<()>);
+        impl Interrupt for Line {
+            fn trigger(&self) -> io::Result<()> {
+                self.0.send(()).map_err(io::Error::other)
+            }
+        }
+        let cmos = crate::bus::shared(Cmos::new(MIB));
+        ring(Arc::clone(&cmos), Line(sender)).unwrap();
+        let write = |register, value| {
+            let mut cmos = cmos.lock().unwrap();
+            cmos.write(0, &[register]);
+            cmos.write(1, &[value]);
+        };
+        write(STATUS_B, HOURS_24 | UPDATE_INTERRUPT);
+        let patience = Duration::from_secs(60);
+        for _ in 0..2 {
+            raised.recv_timeout(patience).unwrap();
+            assert!(raised.try_recv().is_err(), "twice without having been looked at");
+            let flags = read(&mut cmos.lock().unwrap(), STATUS_C) as u8;
+            assert_eq!(flags & (INTERRUPTS | UPDATE_INTERRUPT), INTERRUPTS | UPDATE_INTERRUPT);
+        }
+        write(STATUS_B, HOURS_24);
+        while raised.recv_timeout(Duration::from_millis(1200)).is_ok() {}
+        read(&mut cmos.lock().unwrap(), STATUS_C);
+        assert!(raised.recv_timeout(Duration::from_millis(1200)).is_err(), "it is off");
+    }
+
     #[test]
     fn all_but_two_registers_keep_what_is_written() {
         let mut cmos = Cmos::new(64 * MIB);
@@ -386,7 +608,9 @@ mod tests {
         for (number, value) in [(0x0A, 0x7F), (0x0C, 0), (0x0D, 0x80)] {
             cmos.write(0, &[number]);
             cmos.write(1, &[0xFF]);
-            assert_eq!(read(&mut cmos, number), value, "{number:#x}");
+            // A second may be over meanwhile.
+            let read = read(&mut cmos, number) & !u64::from(UPDATE_INTERRUPT);
+            assert_eq!(read, value & !u64::from(UPDATE_INTERRUPT), "{number:#x}");
         }
     }
 

@@ -63,7 +63,7 @@ fn machine(disk: impl Sectors + 'static) -> (Bus, Vec<u64>) {
     plug(ports(i8042::SYSTEM_CONTROL_PORT, 1), shared(SystemControl(i8042.clone())));
     plug(ports(i8042::PORT, i8042::PORTS), i8042);
     plug(ports(vga::PORT, vga::PORTS), shared(Vga::default()));
-    plug(ports(acpi::PM1_PORT, acpi::PM1_PORTS), shared(Pm1::new(stop.clone())));
+    plug(ports(acpi::PM1_PORT, acpi::PM1_PORTS), shared(Pm1::new(line(), stop.clone())));
     plug(hypercall::PORTS, shared(hypercall));
     plug(hypercall::DEBUG_EXIT, shared(DebugExit(stop)));
     let ports = serial::PORTS.end - serial::PORTS.start;

@@ -26,8 +26,9 @@ Try: 08_boot_linux                                     Debian's kernel, a shell
      echo 'cat /proc/meminfo' | 08_boot_linux          commands from a pipe
 
 The machine: vCPUs, interrupt controllers and timer in KVM, a serial port
-(ttyS0), ACPI, no disk. It ends when the guest powers off, restarts, or its
-kernel panics.")]
+(ttyS0), a clock, ACPI, no disk. It ends when the guest powers off, restarts,
+or its kernel panics. SIGTERM presses its power button, for a guest that
+listens to it; a second one ends it at once.")]
 pub struct Args {
     /// The kernel: a bzImage (vmlinuz) or a vmlinux. Without it: the one that `cargo xtask setup`
     /// fetched

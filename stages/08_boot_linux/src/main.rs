@@ -12,6 +12,7 @@ use args::Args;
 use cli::Ended;
 use cli::console::Console;
 use common::bus::{self, Bus, shared};
+use common::cmos::{self, Cmos};
 use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
 use common::memory::Vm;
@@ -54,7 +55,7 @@ fn boot(args: Args) -> Result<Ended> {
     vcpus.iter().try_for_each(msr::set)?;
     linux::enter(&vcpus[0], &ram, &kernel)?;
 
-    // What the guest finds at its ports: a console, and two ways to end the machine.
+    // What the guest finds at its ports: a console, a clock, and two ways to end the machine, which has a power button.
     let (stop, stopped) = run::stop();
     let console = Console::open(&args.console, stop.clone())?;
     let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
@@ -63,8 +64,12 @@ fn boot(args: Args) -> Result<Ended> {
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
     let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop.clone()));
     ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
-    let pm1 = shared(acpi::Pm1::new(stop.clone()));
-    ports.insert("ACPI PM1", bus::ports(acpi::PM1_PORT, acpi::PM1_PORTS), pm1)?;
+    let cmos = shared(Cmos::new(args.memory));
+    ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), cmos.clone())?;
+    cmos::ring(cmos, Irqfd::new(&vm, cmos::IRQ)?)?;
+    let pm1 = shared(acpi::Pm1::new(Irqfd::new(&vm, acpi::SCI)?, stop.clone()));
+    ports.insert("ACPI PM1", bus::ports(acpi::PM1_PORT, acpi::PM1_PORTS), pm1.clone())?;
+    console.on_sigterm(move || acpi::press_power_button(&pm1))?;
 
     // And in its memory: devices made for virtual machines, each with a thread of its own.
     let mut mmio = Bus::new();
