@@ -54,7 +54,7 @@ pub struct Flags {
     pub timeout: Option<Duration>,
 
     /// At the end, print how often the guest exited, and for what
-    #[arg(long)]
+    #[arg(long, help_heading = "Debugging")]
     pub stats: bool,
 }
 

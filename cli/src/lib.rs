@@ -4,12 +4,16 @@
 //! person. stdout belongs to the guest, stderr to the program.
 
 pub mod cache;
+#[cfg(feature = "stage08")]
+pub mod config;
 #[cfg(feature = "stage06")]
 pub mod console;
 #[cfg(feature = "stage07")]
 pub mod keys;
 #[cfg(feature = "stage07")]
 pub mod list;
+#[cfg(feature = "stage08")]
+pub mod manual;
 #[cfg(feature = "stage05")]
 pub mod screen;
 pub mod size;
@@ -62,23 +66,55 @@ const TIMEOUT_CODE: &str = ", 4 --timeout ran out";
 pub fn main<Args: Parser>(program: impl FnOnce(Args) -> anyhow::Result<Ended>) -> ExitCode {
     end_with_our_reader();
     let mut command = command::<Args>();
-    let parsed = command.try_get_matches_from_mut(std::env::args_os());
-    let parsed = parsed.and_then(|matches| Args::from_arg_matches(&matches));
-    let args = parsed.unwrap_or_else(|error| {
-        if error.kind() != ErrorKind::ValueValidation {
-            error.exit();
+    let line = std::env::args_os().collect::<Vec<_>>();
+    #[cfg(not(feature = "stage08"))]
+    let parsed = command.try_get_matches_from_mut(line).map_err(anyhow::Error::from);
+    #[cfg(feature = "stage08")]
+    let parsed = config::matches(&mut command, line);
+    #[cfg(feature = "stage08")]
+    let parsed = parsed.and_then(|matches| {
+        let asked = config::print(&command, &matches);
+        if let Some(text) = asked.or_else(|| manual::print(&command, &matches)) {
+            print(format_args!("{}", text?));
+            std::process::exit(Ended::Well as i32);
         }
-        // A number or a size that is none: everything is in the first line, the rest is advice on usage.
-        let text = error.render().to_string();
-        let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        print_error(&anyhow::anyhow!("{line}"));
-        std::process::exit(Ended::BadInput as i32);
+        Ok(matches)
+    });
+    let parsed = parsed.and_then(|matches| Ok(Args::from_arg_matches(&matches)?));
+    let args = parsed.unwrap_or_else(|error| {
+        match error.downcast_ref::<clap::Error>() {
+            Some(asked) if !asked.use_stderr() => asked.exit(),
+            Some(misuse) => print_error(&anyhow::anyhow!(usage(misuse))),
+            None => print_error(&error),
+        }
+        std::process::exit(blamed(&error) as i32);
     });
     let ended = program(args).unwrap_or_else(|error| {
         print_error(&error);
         blamed(&error)
     });
     ExitCode::from(ended as u8)
+}
+
+/// What is wrong with a command line, in one line: everything before the advice on usage, with what clap suggests.
+fn usage(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let parts = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let parts = parts.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+    let mut line = String::new();
+    for part in parts {
+        let part = part.trim_start_matches("error: ");
+        let between = match line.chars().last() {
+            None => "",
+            Some(':') => " ",
+            Some(_) => "; ",
+        };
+        line = line + between + part;
+    }
+    match error.kind() {
+        ErrorKind::UnknownArgument if !line.contains("; ") => line + "; --help has what there is",
+        _ => line,
+    }
 }
 
 /// The command line of a stage with what all of them share: `--version`, lines that can be read on a wide
@@ -96,8 +132,13 @@ fn command<Args: Parser>() -> Command {
     if has("trace") {
         help = help + "\n\n" + trace::HELP;
     }
+    #[cfg(feature = "stage08")]
+    let has_manual = has("man");
     help = help + "\n\n" + EXIT_CODES + if has("timeout") { TIMEOUT_CODE } else { "" } + ".";
-    command.after_help(help)
+    let command = command.after_help(help);
+    #[cfg(feature = "stage08")]
+    let command = if has_manual { manual::with_help(command) } else { command };
+    command
 }
 
 /// Prints an error with its causes as one line on stderr.

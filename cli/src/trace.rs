@@ -15,7 +15,7 @@ step or step:N (the first N instructions, one by one), every (count nothing).";
 
 /// The command line's part of the trace.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Seeing inside")]
+#[command(next_help_heading = "Debugging")]
 #[group(skip)]
 pub struct Flags {
     /// Print a line for each exit on stderr, or for those that WORDS name: see below

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
-use cli::{cache, console, size, trace};
+use cli::{cache, config, console, manual, size, trace};
 use common::linux::{self, Cache, Way};
 use common::smp::MAX_CPUS;
 use common::virtio::{self, rng::Rng};
@@ -18,12 +18,15 @@ use common::virtio::{self, rng::Rng};
 ///
 /// A compressed kernel is unpacked on the host, which is quicker than letting the guest do it.
 #[derive(Parser)]
+#[command(next_help_heading = "Boot")]
 #[command(after_help = "\
-Try: 08_boot_linux                                     Debian's kernel, a shell
-     08_boot_linux -v --cpus 2                         what is done for that; 2 vCPUs
-     08_boot_linux --append loglevel=7                 the kernel's own messages
-     08_boot_linux --kernel /boot/vmlinuz-$(uname -r)  this machine's kernel
-     echo 'cat /proc/meminfo' | 08_boot_linux          commands from a pipe
+Try: 08_boot_linux                              Debian's kernel, a shell
+     08_boot_linux -v --cpus 2 --memory 2G      say what is done for it
+     08_boot_linux --append loglevel=7          the kernel's own messages
+     08_boot_linux --kernel /boot/vmlinuz-6.1   a kernel of yours
+     echo 'cat /proc/meminfo' | 08_boot_linux   commands from a pipe
+     08_boot_linux --cpus 2 --print-config > vm.toml
+     08_boot_linux --config vm.toml             the same machine from a file
 
 The machine: vCPUs, interrupt controllers and timer in KVM, a serial port
 (ttyS0), a clock, ACPI, no disk. It ends when the guest powers off, restarts,
@@ -60,28 +63,34 @@ pub struct Args {
     append: String,
 
     /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "512M",
+    #[arg(long, help_heading = "Machine", value_name = "SIZE", default_value = "512M",
           allow_hyphen_values = true, value_parser = size::parse)]
     pub memory: u64,
 
     /// Processors, 1 to 255
-    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true,
+    #[arg(long, help_heading = "Machine", value_name = "N", default_value = "1", allow_hyphen_values = true,
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     pub cpus: u8,
 
     /// Give the guest random numbers of the host (a virtio entropy device)
-    #[arg(long)]
+    #[arg(long, help_heading = "Devices")]
     rng: bool,
-
-    /// Say on stderr what is found in the kernel and done with it
-    #[arg(short, long)]
-    verbose: bool,
 
     #[command(flatten)]
     pub console: console::Flags,
 
     #[command(flatten)]
     pub trace: trace::Flags,
+
+    /// Say on stderr what is found in the kernel and done with it
+    #[arg(short, long, help_heading = "Debugging")]
+    verbose: bool,
+
+    #[command(flatten)]
+    config: config::Flags,
+
+    #[command(flatten)]
+    manual: manual::Flags,
 }
 
 /// Where the kernel is entered.

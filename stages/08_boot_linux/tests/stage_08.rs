@@ -2,6 +2,8 @@
 //!
 //! Each boot takes seconds in the lab, so the checks from inside share one.
 
+mod command_line;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
