@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::FallocateFlags;
 use thiserror::Error;
 
 use crate::error::{Blame, Blamed};
@@ -18,6 +19,9 @@ use crate::file;
 
 /// Bytes in a sector.
 pub const SECTOR: usize = 512;
+
+/// What is written where zeros have to be.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why a file cannot be a disk. The text says nothing of its name: the caller knows it.
 #[derive(Debug, Error)]
@@ -66,6 +70,16 @@ pub trait Sectors: Send {
     fn write(&mut self, lba: u64, data: &[u8]) -> io::Result<()>;
     /// Returns when all that was written would survive a power cut.
     fn flush(&mut self) -> io::Result<()>;
+    /// Makes `count` sectors from `lba` on read as zeros. With `unmap` they need not keep their room on the host.
+    fn write_zeroes(&mut self, lba: u64, count: u64, unmap: bool) -> io::Result<()> {
+        let _ = unmap;
+        write_zeros(self, lba, count)
+    }
+    /// Nobody needs what is in `count` sectors from `lba` on: they may read as anything from now on.
+    fn discard(&mut self, lba: u64, count: u64) -> io::Result<()> {
+        let _ = (lba, count);
+        Ok(())
+    }
     /// Whether every write fails.
     fn write_protected(&self) -> bool {
         false
@@ -90,6 +104,14 @@ impl<S: Sectors + ?Sized> Sectors for Box<S> {
         (**self).flush()
     }
 
+    fn write_zeroes(&mut self, lba: u64, count: u64, unmap: bool) -> io::Result<()> {
+        (**self).write_zeroes(lba, count, unmap)
+    }
+
+    fn discard(&mut self, lba: u64, count: u64) -> io::Result<()> {
+        (**self).discard(lba, count)
+    }
+
     fn write_protected(&self) -> bool {
         (**self).write_protected()
     }
@@ -112,6 +134,13 @@ pub enum Access {
 /// it would ruin its file system. The lock (`flock`) binds all who ask for one, this program's other instances
 /// among them, and goes with the program, however it ends. Where a file system has no locks there is none.
 pub fn open(path: &Path, access: Access) -> Result<Box<dyn Sectors>, Error> {
+    let (file, len) = open_file(path, access)?;
+    with_access(FileSectors::whole(file, len)?, access)
+}
+
+/// Opens and locks what is to be a disk, for [`open`] and for formats of which a sector is not simply at its place in
+/// the file. Gives its length in bytes.
+pub(crate) fn open_file(path: &Path, access: Access) -> Result<(File, u64), Error> {
     let write = access == Access::ReadWrite;
     let opened = file::open_disk(path, OpenOptions::new().read(true).write(write));
     let (file, len) = match opened {
@@ -122,21 +151,24 @@ pub fn open(path: &Path, access: Access) -> Result<Box<dyn Sectors>, Error> {
         }
         opened => opened?,
     };
-    match len {
-        0..512 => return Err(Error::Short(len)),
-        len if !len.is_multiple_of(SECTOR as u64) => return Err(Error::Odd(len)),
-        _ => {}
-    }
     let locked = if write { file.try_lock() } else { file.try_lock_shared() };
     if let Err(TryLockError::WouldBlock) = locked {
         return Err(Error::InUse);
     }
+    Ok((file, len))
+}
+
+/// Has the guest's writes go where `access` says.
+pub(crate) fn with_access(
+    disk: impl Sectors + 'static,
+    access: Access,
+) -> Result<Box<dyn Sectors>, Error> {
     Ok(match access {
-        Access::ReadWrite => Box::new(FileSectors::new(file, len)),
-        Access::ReadOnly => Box::new(WriteProtected(FileSectors::new(file, len))),
+        Access::ReadWrite => Box::new(disk),
+        Access::ReadOnly => Box::new(WriteProtected(disk)),
         Access::Snapshot => {
             let overlay = tempfile::tempfile().map_err(Error::Overlay)?;
-            Box::new(Snapshot::new(FileSectors::new(file, len), overlay))
+            Box::new(Snapshot::new(disk, overlay))
         }
     })
 }
@@ -144,6 +176,16 @@ pub fn open(path: &Path, access: Access) -> Result<Box<dyn Sectors>, Error> {
 /// Where sector `lba` begins, in bytes.
 fn offset(lba: u64) -> u64 {
     lba * SECTOR as u64
+}
+
+/// Writes zeros as one writes anything else.
+fn write_zeros(disk: &mut (impl Sectors + ?Sized), lba: u64, count: u64) -> io::Result<()> {
+    let end = lba + count;
+    for lba in (lba..end).step_by(ZEROS.len() / SECTOR) {
+        let bytes = (ZEROS.len() as u64).min(offset(end - lba));
+        disk.write(lba, &ZEROS[..bytes as usize])?;
+    }
+    Ok(())
 }
 
 /// A disk in a file: sector n is at byte 512 × n.
@@ -161,6 +203,21 @@ impl FileSectors {
     /// A disk of `len` bytes. Bytes behind the last whole sector are not part of it.
     pub fn new(file: File, len: u64) -> Self {
         Self { file, count: len / SECTOR as u64, lost: false }
+    }
+
+    /// The same for a file that has to consist of whole sectors.
+    pub(crate) fn whole(file: File, len: u64) -> Result<Self, Error> {
+        match len {
+            0..512 => Err(Error::Short(len)),
+            len if !len.is_multiple_of(SECTOR as u64) => Err(Error::Odd(len)),
+            _ => Ok(Self::new(file, len)),
+        }
+    }
+
+    /// Has the file system itself make zeros of sectors, which takes no time.
+    fn fallocate(&self, lba: u64, count: u64, how: FallocateFlags) -> io::Result<()> {
+        let how = how | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, how, offset(lba), offset(count))?)
     }
 }
 
@@ -185,12 +242,27 @@ impl Sectors for FileSectors {
         }
         self.file.sync_data().inspect_err(|_| self.lost = true)
     }
+
+    /// Not all file systems, and not all devices, can do it by themselves.
+    fn write_zeroes(&mut self, lba: u64, count: u64, unmap: bool) -> io::Result<()> {
+        let hole = unmap && self.fallocate(lba, count, FallocateFlags::PUNCH_HOLE).is_ok();
+        if hole || self.fallocate(lba, count, FallocateFlags::ZERO_RANGE).is_ok() {
+            return Ok(());
+        }
+        write_zeros(self, lba, count)
+    }
+
+    /// Gives the room back to the host. Where that can't be, the sectors stay as they are.
+    fn discard(&mut self, lba: u64, count: u64) -> io::Result<()> {
+        let _ = self.fallocate(lba, count, FallocateFlags::PUNCH_HOLE);
+        Ok(())
+    }
 }
 
 /// A disk that can only be read.
-struct WriteProtected(FileSectors);
+struct WriteProtected<S>(S);
 
-impl Sectors for WriteProtected {
+impl<S: Sectors> Sectors for WriteProtected<S> {
     fn count(&self) -> u64 {
         self.0.count()
     }
@@ -200,6 +272,10 @@ impl Sectors for WriteProtected {
     }
 
     fn write(&mut self, _lba: u64, _data: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn discard(&mut self, _lba: u64, _count: u64) -> io::Result<()> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
@@ -216,15 +292,15 @@ impl Sectors for WriteProtected {
 ///
 /// Sectors that were written are in a second file, at the same place as in the first: a sparse file, which takes as
 /// much room as the guest has written. It has no name, so it is gone when the program is.
-struct Snapshot {
-    base: FileSectors,
+struct Snapshot<S> {
+    base: S,
     overlay: File,
     /// One bit a sector that has been written, 64 sectors to a number.
     written: HashMap<u64, u64>,
 }
 
-impl Snapshot {
-    fn new(base: FileSectors, overlay: File) -> Self {
+impl<S: Sectors> Snapshot<S> {
+    fn new(base: S, overlay: File) -> Self {
         Self { base, overlay, written: HashMap::new() }
     }
 
@@ -245,7 +321,7 @@ impl Snapshot {
     }
 }
 
-impl Sectors for Snapshot {
+impl<S: Sectors> Sectors for Snapshot<S> {
     fn count(&self) -> u64 {
         self.base.count()
     }

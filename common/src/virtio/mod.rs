@@ -28,6 +28,7 @@ use crate::error::{Blame, Blamed};
 use crate::memory::{Ram, Vm};
 use crate::{bus, ioeventfd, irqfd, layout, run};
 
+pub mod blk;
 pub mod mmio;
 pub mod rng;
 #[cfg(test)]

@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use cli::{cache, config, console, manual, size, trace};
 use common::linux::{self, Cache, Way};
 use common::smp::MAX_CPUS;
 use common::virtio::{self, rng::Rng};
+
+use crate::disks::{self, Disk};
 
 /// Boots Linux to an interactive shell on this terminal.
 ///
@@ -24,13 +27,14 @@ Try: 08_boot_linux                              Debian's kernel, a shell
      08_boot_linux -v --cpus 2 --memory 2G      say what is done for it
      08_boot_linux --append loglevel=7          the kernel's own messages
      08_boot_linux --kernel /boot/vmlinuz-6.1   a kernel of yours
+     08_boot_linux --disk a.img --disk b.img,ro disks: /dev/vda and /dev/vdb
      echo 'cat /proc/meminfo' | 08_boot_linux   commands from a pipe
      08_boot_linux --cpus 2 --print-config > vm.toml
      08_boot_linux --config vm.toml             the same machine from a file
 
 The machine: vCPUs, interrupt controllers and timer in KVM, a serial port
-(ttyS0), a clock, ACPI, no disk. It ends when the guest powers off, restarts,
-or its kernel panics. SIGTERM presses its power button, for a guest that
+(ttyS0), a clock, ACPI, virtio devices. It ends when the guest powers off,
+restarts, or its kernel panics. SIGTERM presses its power button, for a guest that
 listens to it; a second one ends it at once.")]
 pub struct Args {
     /// The kernel: a bzImage (vmlinuz) or a vmlinux. Without it: the one that `cargo xtask setup`
@@ -71,6 +75,16 @@ pub struct Args {
     #[arg(long, help_heading = "Machine", value_name = "N", default_value = "1", allow_hyphen_values = true,
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     pub cpus: u8,
+
+    /// A disk: a flat image, or a block device. What the guest writes goes to the file; with ,ro it
+    /// cannot write, with ,snapshot its writes are thrown away at the end. The first is /dev/vda, the
+    /// second /dev/vdb
+    ///
+    /// serial=TEXT is what the guest finds in /sys/block/vda/serial. A comma in a name is written
+    /// twice: --disk a,,b.img
+    #[arg(long = "disk", help_heading = "Devices", value_name = "FILE[,rw|ro|snapshot][,serial=TEXT]",
+          value_parser = OsStringValueParser::new().try_map(Disk::parse))]
+    disks: Vec<Disk>,
 
     /// Give the guest random numbers of the host (a virtio entropy device)
     #[arg(long, help_heading = "Devices")]
@@ -139,12 +153,15 @@ impl Args {
     }
 
     /// The machine's virtio devices.
-    pub fn devices(&self) -> virtio::Devices {
+    pub fn devices(&self) -> Result<virtio::Devices> {
         let mut devices = virtio::Devices::default();
+        for (number, disk) in self.disks.iter().enumerate() {
+            devices.add(disk.open(&disks::name(number), self.verbose)?);
+        }
         if self.rng {
             devices.add(Rng);
         }
-        devices
+        Ok(devices)
     }
 
     /// The kernel's command line.

@@ -4,6 +4,7 @@
 //! PC that Linux knows: `boot_params` and e820, ACPI tables, and a way to power off and to restart.
 
 mod args;
+mod disks;
 
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
 fn boot(args: Args) -> Result<Ended> {
     let (kernel_path, initrd_path) = args.files()?;
     let cmdline = args.cmdline();
-    let devices = args.devices();
+    let devices = args.devices()?;
 
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
