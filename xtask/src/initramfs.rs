@@ -13,8 +13,11 @@ use lab::modules::Folder;
 
 use crate::workspace;
 
-/// The drivers of what stage 08 can offer, for kernels that have them as modules. Each brings what it depends on.
-const WANTED: [&str; 7] = [
+/// The drivers of what stage 08 can offer, for kernels that have them as modules. Each brings what it depends on. The first
+/// two are the power button's: its own, and the one by which programs see it pressed.
+const WANTED: [&str; 9] = [
+    "button",
+    "evdev",
     "virtio_mmio",
     "virtio_blk",
     "virtio_net",
@@ -86,7 +89,19 @@ pub fn collect_modules(from: &Path, to: &Path) -> Result<()> {
     }
     fs::write(to.join("modules.dep"), dep)?;
     fs::write(to.join("modules.alias"), alias)?;
+    fs::write(to.join(STAMP), WANTED.join("\n"))?;
     Ok(())
+}
+
+/// The list of what was wanted when the modules were collected.
+const STAMP: &str = "modules.wanted";
+
+/// Whether `modules` has been filled with what is wanted now.
+pub fn has_modules(modules: &Path) -> bool {
+    let current = |release: PathBuf| {
+        fs::read_to_string(release.join(STAMP)).is_ok_and(|had| had == WANTED.join("\n"))
+    };
+    entries(modules).is_ok_and(|releases| releases.into_iter().any(current))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

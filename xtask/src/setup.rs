@@ -76,7 +76,8 @@ impl Missing {
         let lab_kernel = !args.no_lab && Kernel::find().is_err();
         Self {
             lab_kernel,
-            guest_kernel: !cache::default_kernel().exists() || !modules_path().exists(),
+            guest_kernel: !cache::default_kernel().exists()
+                || !initramfs::has_modules(&modules_path()),
             busybox: !busybox_path().exists(),
             // Elsewhere the system's own tools serve, if it has them: nothing needs them but one stage.
             grub: packages::has_apt() && !cache::grub().exists(),
