@@ -67,6 +67,8 @@ pub struct Console {
     stop: Stop,
     raw: bool,
     stats: bool,
+    /// When the machine was about to start.
+    opened: Instant,
     /// When the time given is over.
     deadline: Option<Instant>,
     /// While the guest's text screen is drawn.
@@ -90,9 +92,10 @@ impl Console {
         if raw {
             terminal::take()?;
         }
-        let deadline = flags.timeout.map(|timeout| Instant::now() + timeout);
+        let opened = Instant::now();
+        let deadline = flags.timeout.map(|timeout| opened + timeout);
         let stats = flags.stats;
-        Ok(Self { screen, stop, raw, stats, deadline, last_picture: None, notice: None })
+        Ok(Self { screen, stop, raw, stats, opened, deadline, last_picture: None, notice: None })
     }
 
     /// Has the terminal begin a line for a line feed alone, as it does for other programs: there are guests, xv6 for
@@ -153,6 +156,7 @@ impl Console {
         let ended = !matches!(ending, Ending::Left | Ending::TimedOut);
         let late = ended && !self.screen.drain(self.deadline);
         let (stats, raw, screen) = (self.stats, self.raw, self.screen());
+        let ran = self.opened.elapsed();
         drop(self);
         // The guest was cut off, as a rule behind its prompt: what comes next begins a line of its own.
         if raw && !ended && drawn.is_none() {
@@ -190,10 +194,7 @@ impl Console {
             }
         };
         if stats {
-            for (what, &count) in exits {
-                let exits = if count == 1 { "exit:" } else { "exits:" };
-                crate::eprintln!("{count:>10} {exits:6} {what}");
-            }
+            crate::eprint(format_args!("{}", table(exits, ran)));
         }
         ended
     }
@@ -207,6 +208,21 @@ impl Drop for Console {
             terminal::restore();
         }
     }
+}
+
+/// What `--stats` prints: the most frequent exits first, then all together, with how many a second.
+fn table(exits: &Exits, ran: Duration) -> String {
+    let mut rows: Vec<_> = exits.iter().map(|(what, &count)| (count, (*what).to_owned())).collect();
+    // What is as frequent stays in the order of the names.
+    rows.sort_by_key(|&(count, _)| std::cmp::Reverse(count));
+    let (all, seconds) = (exits.values().sum::<u64>(), ran.as_secs_f64());
+    let rate = (all as f64 / seconds.max(0.001)).round();
+    rows.push((all, format!("all, in {seconds:.1} s: {rate} a second")));
+    let line = |(count, what): (u64, String)| {
+        let exits = if count == 1 { "exit:" } else { "exits:" };
+        format!("{count:>10} {exits:6} {what}\n")
+    };
+    rows.into_iter().map(line).collect()
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -685,6 +701,20 @@ mod tests {
         assert_eq!(presses(b"\x01h\x01?"), [Help, Help]);
         assert_eq!(presses(b"\x01\x01x"), [Key(1), Key(b'x')]);
         assert_eq!(presses(b"\x01qx"), [Key(b'x')]);
+    }
+
+    #[test]
+    fn the_most_frequent_exits_come_first() {
+        let exits = Exits::from([("disk", 7), ("CMOS", 1), ("serial port", 492)]);
+        assert_eq!(
+            table(&exits, Duration::from_millis(2500)),
+            "       492 exits: serial port\n         7 exits: disk\n         1 exit:  CMOS\n       \
+             500 exits: all, in 2.5 s: 200 a second\n"
+        );
+        assert_eq!(
+            table(&Exits::new(), Duration::ZERO),
+            "         0 exits: all, in 0.0 s: 0 a second\n"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cli::cache;
 use common::bus::{Bus, shared};
@@ -355,18 +355,19 @@ fn a_person_at_a_terminal_gets_every_key_through_and_the_terminal_back() {
 
 #[test]
 fn the_terminal_comes_back_after_a_signal() {
-    let guest = program().on_terminal();
-    let wait = |raw: bool| {
-        let until = std::time::Instant::now() + PATIENCE;
-        while guest.is_raw() != raw {
-            assert!(std::time::Instant::now() < until, "the terminal's modes did not change");
-            std::thread::sleep(Duration::from_millis(5));
+    // The guest has not started to listen to its power button, so that SIGTERM ends the program, as the others do.
+    for signal in ["TERM", "HUP", "INT", "QUIT"] {
+        let mut guest = program().on_terminal();
+        let until = Instant::now() + PATIENCE;
+        while !guest.is_raw() {
+            assert!(Instant::now() < until, "the terminal is not raw");
+            thread::sleep(Duration::from_millis(5));
         }
-    };
-    wait(true);
-    let kill = format!("kill {}", guest.pid());
-    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    wait(false);
+        let kill = format!("kill -{signal} {}", guest.pid());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        assert_eq!(guest.end(), -1, "{signal}");
+        assert!(!guest.is_raw(), "{signal}");
+    }
 }
 
 #[test]
