@@ -34,6 +34,26 @@ pub trait Interrupt: Send {
     fn trigger(&self) -> std::io::Result<()>;
 }
 
+/// The counter in tests: how often the line was raised. Clones share it, one for the device and one to look at.
+#[cfg(all(test, feature = "stage05"))]
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CountedLine(Arc<std::sync::atomic::AtomicU32>);
+
+#[cfg(all(test, feature = "stage05"))]
+impl CountedLine {
+    pub(crate) fn count(&self) -> u32 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[cfg(all(test, feature = "stage05"))]
+impl Interrupt for CountedLine {
+    fn trigger(&self) -> std::io::Result<()> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// A device on a bus, shared by the vCPUs and by whoever feeds it input.
 pub type Shared<D> = Arc<Mutex<D>>;
 

@@ -350,42 +350,23 @@ impl Device for SystemControl {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bus::shared;
+    use crate::bus::{CountedLine, shared};
     use crate::keyboard::Key;
     use crate::run::{self, Stopped};
-
-    #[derive(Clone, Default)]
-    struct Count(Arc<AtomicU32>);
-
-    impl Count {
-        fn get(&self) -> u32 {
-            self.0.load(Ordering::Relaxed)
-        }
-    }
-
-    impl Interrupt for Count {
-        fn trigger(&self) -> io::Result<()> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        }
-    }
 
     struct Machine {
         i8042: Shared<I8042>,
         control: SystemControl,
-        line: Count,
+        line: CountedLine,
         stopped: Stopped,
     }
 
     fn machine() -> Machine {
         let (stop, stopped) = run::stop();
-        let line = Count::default();
+        let line = CountedLine::default();
         let i8042 = shared(I8042::new(line.clone(), stop));
         Machine { control: SystemControl(i8042.clone()), i8042, line, stopped }
     }
@@ -464,12 +445,12 @@ mod tests {
         let strokes = vec![Stroke::of('A').unwrap(), Key::UP.into()];
         let codes = machine.typed(strokes, 8);
         assert_eq!(codes, [0x2A, 0x1E, 0x9E, 0xAA, 0xE0, 0x48, 0xE0, 0xC8]);
-        assert_eq!(machine.line.get(), 8);
+        assert_eq!(machine.line.count(), 8);
         // Without translation, and without interrupts.
         machine.command(WRITE_COMMAND_BYTE);
         machine.data(0);
         assert_eq!(machine.typed(vec![Key::UP.into()], 5), [0xE0, 0x75, 0xE0, 0xF0, 0x75]);
-        assert_eq!(machine.line.get(), 8);
+        assert_eq!(machine.line.count(), 8);
     }
 
     #[test]
@@ -480,7 +461,7 @@ mod tests {
             machine.drain()
         };
         assert_eq!(tell(0xFF), [0xFA, 0xAA]);
-        assert_eq!(machine.line.get(), 2);
+        assert_eq!(machine.line.count(), 2);
         assert_eq!(tell(0xF2), [0xFA, 0xAB, 0x41]);
         machine.command(WRITE_COMMAND_BYTE);
         machine.data(0);
@@ -497,7 +478,7 @@ mod tests {
         assert!(!machine.full());
         // Answers of the controller itself come, without an interrupt.
         assert_eq!(machine.ask(READ_COMMAND_BYTE), 0x71);
-        assert_eq!(machine.line.get(), 0);
+        assert_eq!(machine.line.count(), 0);
         machine.command(ENABLE_KEYBOARD);
         let mut codes = vec![];
         while codes.len() < 2 {
@@ -534,7 +515,7 @@ mod tests {
         let machine = machine();
         let i8042 = machine.i8042.clone();
         let typist = thread::spawn(move || type_in(&i8042, Stroke::of('a')));
-        while machine.line.get() < 3 {
+        while machine.line.count() < 3 {
             thread::yield_now();
         }
         assert_eq!(machine.read(DATA), 0x1E);

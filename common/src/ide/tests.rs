@@ -1,13 +1,14 @@
 //! A guest at the ports of a channel.
 
 use std::io;
+use std::mem;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::bus::CountedLine;
 use crate::disk::{FileSectors, SECTOR, Sectors};
 
 const COUNT: u64 = 2;
@@ -26,21 +27,13 @@ const UNC: u8 = 0x40;
 const READ: u8 = 0x20;
 const WRITE: u8 = 0x30;
 
-#[derive(Clone, Default)]
-struct Line(Arc<AtomicU32>);
-
-impl Interrupt for Line {
-    fn trigger(&self) -> io::Result<()> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
 /// A guest at a channel's ports.
 struct Guest {
     channel: Shared<Channel>,
     control: Control,
-    line: Line,
+    line: CountedLine,
+    /// How many of its interrupts have been asked for.
+    seen: u32,
 }
 
 impl Guest {
@@ -49,9 +42,9 @@ impl Guest {
     }
 
     fn with_drives(device_0: Drive, device_1: Option<Drive>) -> Self {
-        let line = Line::default();
+        let line = CountedLine::default();
         let channel = shared(Channel::new(device_0, device_1, line.clone()));
-        Self { control: Control(channel.clone()), channel, line }
+        Self { control: Control(channel.clone()), channel, line, seen: 0 }
     }
 
     fn inb(&mut self, offset: u64) -> u8 {
@@ -101,7 +94,8 @@ impl Guest {
 
     /// How many interrupts there have been since the last time.
     fn interrupts(&mut self) -> u32 {
-        self.line.0.swap(0, Ordering::Relaxed)
+        let before = mem::replace(&mut self.seen, self.line.count());
+        self.seen - before
     }
 }
 

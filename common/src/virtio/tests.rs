@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::mmio::{Mmio, QUEUE_NOTIFY};
 use super::worker::{Core, Workers};
 use super::*;
-use crate::bus::{Device as _, Interrupt};
+use crate::bus::{CountedLine, Device as _};
 use crate::memory::Ram;
 use crate::run::{self, Ending};
 
@@ -67,16 +66,6 @@ pub struct Used {
     pub data: Vec<u8>,
 }
 
-#[derive(Clone, Default)]
-struct Line(Arc<AtomicU32>);
-
-impl Interrupt for Line {
-    fn trigger(&self) -> io::Result<()> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
 /// A buffer's address and length.
 type Piece = (u64, u32);
 
@@ -85,7 +74,7 @@ pub struct Driver {
     pub ram: Ram,
     pub core: Arc<Core>,
     mmio: Mmio,
-    line: Line,
+    line: CountedLine,
     /// The next free descriptor of each queue, and how far its used ring has been read.
     queues: Vec<(u16, u16)>,
     next_buffer: u64,
@@ -98,7 +87,7 @@ impl Driver {
     pub fn plugged(device: impl Device + 'static) -> Self {
         let ram = Ram::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
         let count = device.queues().len();
-        let line = Line::default();
+        let line = CountedLine::default();
         let core = Core::new(Box::new(device), ram.clone(), Box::new(line.clone())).unwrap();
         let mmio = Mmio::new(core.clone());
         let queues = vec![(0, 0); count];
@@ -258,7 +247,7 @@ impl Driver {
 
     /// How often the interrupt line was pulsed.
     pub fn interrupts(&self) -> u32 {
-        self.line.0.load(Ordering::Relaxed)
+        self.line.count()
     }
 
     /// Whether the device has given up on its driver.
