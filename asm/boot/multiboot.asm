@@ -3,12 +3,10 @@
 bits 32
 org 0x100000
 
-%include "hypercall.inc"
+FLAGS       equ 1 << 0 | 1 << 1 | HAS_ADDRESSES ; modules at pages, the memory's sizes
+%include "multiboot.inc"
 
-COM1        equ 0x3F8
-HEADER_MAGIC equ 0x1BADB002
 MAGIC       equ 0x2BADB002
-FLAGS       equ 1 << 0 | 1 << 1 | 1 << 16 ; modules at pages, the memory's sizes, and addresses:
 struc INFO
 .flags      resd 1
 .mem_lower  resd 1
@@ -27,22 +25,6 @@ endstruc
 
 EFLAGS_IF   equ 1 << 9
 EFLAGS_VM   equ 1 << 17
-CR0_PE      equ 1 << 0
-CR0_PG      equ 1 << 31
-
-header:
-    dd HEADER_MAGIC, FLAGS, -(HEADER_MAGIC + FLAGS)
-    dd header, header, end, bss_end, entry
-
-; PRINT "text", 10
-%macro PRINT 1+
-    jmp %%over
-%%text:
-    db %1, 0
-%%over:
-    mov esi, %%text
-    call print
-%endmacro
 
 entry:
     mov esp, stack_top
@@ -77,10 +59,7 @@ entry:
     pop ds
     jmp 0x08:.reloaded
 .reloaded:
-    mov ax, 0x10
-    mov ds, ax
-    mov es, ax
-    mov ss, ax
+    LOAD_DATA_SEGMENTS
 
     mov ebx, [got_ebx]
     PRINT "flags "
@@ -133,18 +112,6 @@ entry:
 .bad_magic  db "EAX is not 2BADB002", 10, 0
 .bad_bss    db "what is behind the file's bytes is not clear", 10, 0
 
-; Prints the text at ESI up to a 0. Changes EAX, EDX, ESI.
-print:
-    mov edx, COM1
-.next:
-    lodsb
-    test al, al
-    jz .end
-    out dx, al
-    jmp .next
-.end:
-    ret
-
 ; Prints EAX in hexadecimal. Changes EAX, ECX, EDX.
 print_hex:
     mov ecx, 8
@@ -163,14 +130,6 @@ print_hex:
     loop .digit
     ret
 
-    align 8
-gdt:
-    dq 0
-    dq 0x00CF9B000000FFFF       ; flat code of ring 0, 32 bits
-    dq 0x00CF93000000FFFF       ; flat data
-.pointer:
-    dw $ - gdt - 1
-    dd gdt
     align 4
 got_eax     dd 0
 got_ebx     dd 0

@@ -4,11 +4,8 @@
 bits 32
 org 0x100000
 
-%include "hypercall.inc"
-%include "modes.inc"
-
-HEADER_MAGIC equ 0x1BADB002
-FLAGS       equ 1 << 16
+FLAGS       equ HAS_ADDRESSES
+%include "multiboot.inc"
 
 TRAMPOLINE  equ 0x8000          ; where the others begin, in real mode: a page below 1 MiB
 CPUS_MAX    equ 16
@@ -33,20 +30,6 @@ TIMER       equ 0x40            ; vectors
 LINE        equ 0x41
 SPURIOUS    equ 0xFF
 TICKS       equ 3
-
-header:
-    dd HEADER_MAGIC, FLAGS, -(HEADER_MAGIC + FLAGS)
-    dd header, header, end, bss_end, entry
-
-; PRINT "text", 10
-%macro PRINT 1+
-    jmp %%over
-%%text:
-    db %1, 0
-%%over:
-    mov esi, %%text
-    call print
-%endmacro
 
 ; Ends the guest with a text unless the flags say so.
 %macro EXPECT 2+
@@ -76,10 +59,7 @@ entry:
     lgdt [gdt.pointer]
     jmp 0x08:.reloaded
 .reloaded:
-    mov ax, 0x10
-    mov ds, ax
-    mov es, ax
-    mov ss, ax
+    LOAD_DATA_SEGMENTS
 
     mov al, 0xFF                ; nothing comes by the PICs
     out 0x21, al
@@ -315,10 +295,7 @@ enable_paging:
 
 ; Another processor, in protected mode.
 ap_entry:
-    mov ax, 0x10
-    mov ds, ax
-    mov es, ax
-    mov ss, ax
+    LOAD_DATA_SEGMENTS
     mov esp, [ap_stack]
     call enable_paging
     call cpu_init
@@ -378,22 +355,6 @@ sum:
     cmp al, 0
     ret
 
-; Prints the text at ESI up to a 0. Changes ESI.
-print:
-    push eax
-    push edx
-    mov edx, COM1
-.next:
-    lodsb
-    test al, al
-    jz .end
-    out dx, al
-    jmp .next
-.end:
-    pop edx
-    pop eax
-    ret
-
 ; Prints EAX, a digit, and ends the line.
 print_digit:
     add al, '0'
@@ -431,14 +392,7 @@ trampoline:
     dd gdt
 .end:
 
-    align 8
-gdt:
-    dq 0
-    dq 0x00CF9B000000FFFF       ; flat code of ring 0, 32 bits
-    dq 0x00CF93000000FFFF       ; flat data
-.pointer:
-    dw $ - gdt - 1
-    dd gdt
+    align 4
 idt_pointer:
     dw 256 * 8 - 1
     dd idt
