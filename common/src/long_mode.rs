@@ -4,7 +4,9 @@
 //! need not watch that: it may write the state in which the climb ends. That state is page tables and
 //! a descriptor table in guest memory, and a few registers that name them and agree with each other.
 
-use kvm_bindings::{kvm_regs, kvm_segment};
+use std::iter::repeat_n;
+
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -14,11 +16,11 @@ use crate::memory::Ram;
 use crate::vcpu::{self, Vcpu};
 
 /// Selector of the 64-bit code segment: the one that Linux calls `__BOOT_CS` and asks for (Linux boot
-/// protocol, 1.15 "64-bit Boot Protocol").
+/// protocol, 1.15 "64-bit Boot Protocol"). The data segment's is the next one, as Linux's `__BOOT_DS` is.
 pub const CODE: u16 = 0x10;
 
-/// Selector of the data segment, Linux's `__BOOT_DS`.
-pub const DATA: u16 = 0x18;
+/// Bytes of a descriptor, by which selectors count.
+const DESCRIPTOR: u16 = 8;
 
 /// How much of the start of guest-physical memory [`enter`] maps to itself: 4 GiB.
 pub const IDENTITY_MAPPED: u64 = 4 << 30;
@@ -95,28 +97,37 @@ pub fn write_identity_map(ram: &Ram) -> Result<GuestAddress, Error> {
 /// KVM checks that the bits agree: EFER.LME and LMA, CR4.PAE, CR0.PE and PG, and a code segment with L
 /// set (Intel SDM vol. 3, 11.8.5 "Initializing IA-32e Mode").
 pub fn enter(vcpu: &Vcpu, ram: &Ram, regs: kvm_regs) -> Result<(), Error> {
-    let code = segment(CODE, true);
-    let data = segment(DATA, false);
-    let gdt = [0, 0, descriptor(&code), descriptor(&data)];
-    let gdt_bytes: Vec<u8> = gdt.into_iter().flat_map(u64::to_le_bytes).collect();
-    ram.write_slice(&gdt_bytes, BOOT_GDT)?;
-
     let mut sregs = vcpu.sregs()?;
+    set_flat_segments(&mut sregs, ram, segment(CODE, true))?;
     sregs.cr3 = write_identity_map(ram)?.0;
     sregs.cr4 = CR4_PAE;
     sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
     sregs.efer = EFER_LME | EFER_LMA;
+    vcpu.set_sregs(&sregs)?;
+    // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3); IF is clear.
+    vcpu.set_regs(&kvm_regs { rflags: 0x2, ..regs })?;
+    Ok(())
+}
+
+/// Writes a GDT with the segment `code` and, behind it, a flat data segment, at [`BOOT_GDT`], and has all segment
+/// registers hold them. There is no IDT: until the guest has its own, an exception is a triple fault.
+pub(crate) fn set_flat_segments(
+    sregs: &mut kvm_sregs,
+    ram: &Ram,
+    code: kvm_segment,
+) -> Result<(), Error> {
+    let data = segment(code.selector + DESCRIPTOR, false);
+    let unused = usize::from(code.selector / DESCRIPTOR);
+    let gdt = repeat_n(0, unused).chain([descriptor(&code), descriptor(&data)]);
+    let gdt_bytes: Vec<u8> = gdt.flat_map(u64::to_le_bytes).collect();
+    ram.write_slice(&gdt_bytes, BOOT_GDT)?;
     sregs.gdt.base = BOOT_GDT.0;
     sregs.gdt.limit = gdt_bytes.len() as u16 - 1;
-    // The loader gives no IDT: until the guest has its own, an exception is a triple fault.
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
     (sregs.fs, sregs.gs) = (data, data);
-    vcpu.set_sregs(&sregs)?;
-    // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3); IF is clear.
-    vcpu.set_regs(&kvm_regs { rflags: 0x2, ..regs })?;
     Ok(())
 }
 
@@ -140,7 +151,7 @@ pub(crate) fn segment(selector: u16, code: bool) -> kvm_segment {
 }
 
 /// The same segment as its 8 bytes in a GDT (Intel SDM vol. 3, figure 3-8).
-pub(crate) fn descriptor(segment: &kvm_segment) -> u64 {
+fn descriptor(segment: &kvm_segment) -> u64 {
     let bits = |value: u8, shift: u32| u64::from(value) << shift;
     // With G set the limit counts pages.
     let limit = u64::from(segment.limit >> if segment.g == 1 { 12 } else { 0 });
@@ -203,6 +214,6 @@ mod tests {
     fn descriptors_are_the_ones_that_linux_uses() {
         // GDT_ENTRY_BOOT_CS and _DS of Linux's arch/x86/boot/compressed/head_64.S.
         assert_eq!(descriptor(&segment(CODE, true)), 0x00AF_9B00_0000_FFFF);
-        assert_eq!(descriptor(&segment(DATA, false)), 0x00CF_9300_0000_FFFF);
+        assert_eq!(descriptor(&segment(CODE + DESCRIPTOR, false)), 0x00CF_9300_0000_FFFF);
     }
 }

@@ -4,13 +4,9 @@
 //! address is an address, and interrupts off. Multiboot asks for it, the Linux boot protocol (1.14 "32-bit Boot
 //! Protocol"), and Xen's PVH boot protocol.
 
-use std::iter::repeat_n;
-
 use kvm_bindings::{kvm_regs, kvm_segment};
-use vm_memory::Bytes;
 
-use crate::layout::BOOT_GDT;
-use crate::long_mode::{Error, descriptor, segment};
+use crate::long_mode::{Error, segment, set_flat_segments};
 use crate::memory::Ram;
 use crate::vcpu::Vcpu;
 
@@ -18,33 +14,16 @@ use crate::vcpu::Vcpu;
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
 
-/// Bytes of a descriptor, by which selectors count.
-const DESCRIPTOR: u16 = 8;
-
 /// Puts the vCPU into 32-bit protected mode, ring 0, interrupts and paging off, and with `regs`, whose `rip` is
 /// where the guest starts. `code` is the code segment's selector, the data segment's is the next one.
 ///
-/// Uses guest memory at [`BOOT_GDT`]; the guest may reuse it once it has descriptors of its own.
+/// Uses guest memory at [`BOOT_GDT`](crate::layout::BOOT_GDT); the guest may reuse it once it has descriptors of its own.
 pub fn enter(vcpu: &Vcpu, ram: &Ram, code: u16, regs: kvm_regs) -> Result<(), Error> {
-    let data = segment(code + DESCRIPTOR, false);
-    let code = kvm_segment { l: 0, db: 1, ..segment(code, true) };
-    let unused = usize::from(code.selector / DESCRIPTOR);
-    let gdt = repeat_n(0, unused).chain([descriptor(&code), descriptor(&data)]);
-    let gdt_bytes: Vec<u8> = gdt.flat_map(u64::to_le_bytes).collect();
-    ram.write_slice(&gdt_bytes, BOOT_GDT)?;
-
     let mut sregs = vcpu.sregs()?;
+    set_flat_segments(&mut sregs, ram, kvm_segment { l: 0, db: 1, ..segment(code, true) })?;
     sregs.cr0 = CR0_PE | CR0_ET;
     sregs.cr4 = 0;
     sregs.efer = 0;
-    sregs.gdt.base = BOOT_GDT.0;
-    sregs.gdt.limit = gdt_bytes.len() as u16 - 1;
-    // Until the guest has an IDT, an exception is a triple fault.
-    sregs.idt.base = 0;
-    sregs.idt.limit = 0;
-    sregs.cs = code;
-    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-    (sregs.fs, sregs.gs) = (data, data);
     // A busy 32-bit TSS of the smallest size, which PVH asks for.
     sregs.tr = kvm_segment { limit: 0x67, type_: 0xB, present: 1, ..kvm_segment::default() };
     vcpu.set_sregs(&sregs)?;
