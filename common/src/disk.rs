@@ -197,12 +197,14 @@ pub struct FileSectors {
     count: u64,
     /// The host could not write all of its cache back.
     lost: bool,
+    /// What no first sector may begin with.
+    never: Option<[u8; 4]>,
 }
 
 impl FileSectors {
     /// A disk of `len` bytes. Bytes behind the last whole sector are not part of it.
     pub fn new(file: File, len: u64) -> Self {
-        Self { file, count: len / SECTOR as u64, lost: false }
+        Self { file, count: len / SECTOR as u64, lost: false, never: None }
     }
 
     /// The same for a file that has to consist of whole sectors.
@@ -212,6 +214,12 @@ impl FileSectors {
             len if !len.is_multiple_of(SECTOR as u64) => Err(Error::Odd(len)),
             _ => Ok(Self::new(file, len)),
         }
+    }
+
+    /// From now on, a first sector that begins so is not written.
+    #[cfg(feature = "stage08")]
+    pub(crate) fn never_begin_with(&mut self, bytes: [u8; 4]) {
+        self.never = Some(bytes);
     }
 
     /// Has the file system itself make zeros of sectors, which takes no time.
@@ -231,6 +239,9 @@ impl Sectors for FileSectors {
     }
 
     fn write(&mut self, lba: u64, data: &[u8]) -> io::Result<()> {
+        if lba == 0 && self.never.is_some_and(|bytes| data.starts_with(&bytes)) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         self.file.write_all_at(data, offset(lba))
     }
 

@@ -79,6 +79,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage08")]
         acpi,
         #[cfg(feature = "stage08")]
+        disk_image,
+        #[cfg(feature = "stage08")]
         linux,
         #[cfg(feature = "stage08")]
         virtio

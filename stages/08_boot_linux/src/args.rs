@@ -76,13 +76,15 @@ pub struct Args {
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     pub cpus: u8,
 
-    /// A disk: a flat image, or a block device. What the guest writes goes to the file; with ,ro it
-    /// cannot write, with ,snapshot its writes are thrown away at the end. The first is /dev/vda, the
+    /// A disk: a raw or qcow2 image, or a block device. What the guest writes goes to the file; with ,ro
+    /// it cannot write, with ,snapshot its writes are thrown away at the end. The first is /dev/vda, the
     /// second /dev/vdb
     ///
-    /// serial=TEXT is what the guest finds in /sys/block/vda/serial. A comma in a name is written
-    /// twice: --disk a,,b.img
-    #[arg(long = "disk", help_heading = "Devices", value_name = "FILE[,rw|ro|snapshot][,serial=TEXT]",
+    /// The format is seen from the file, unless format=raw or format=qcow2 says what it is. A qcow2
+    /// overlay may name any file of this machine as its backing file: that is only read, and only with
+    /// ,backing. serial=TEXT is what the guest finds in /sys/block/vda/serial. A comma in a name is
+    /// written twice: --disk a,,b.img
+    #[arg(long = "disk", help_heading = "Devices", value_name = "FILE[,rw|ro|snapshot][,KEY=VALUE]",
           value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     disks: Vec<Disk>,
 

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use cli::list::List;
-use common::disk::{self, Access, SECTOR};
+use common::disk::{Access, SECTOR};
+use common::disk_image::{self, Format, Options};
 use common::virtio::blk::{Blk, SERIAL_LEN};
 
-/// A disk as the command line has it: `[path=]FILE[,rw|ro|snapshot][,serial=TEXT]`.
+/// A disk as the command line has it: `[path=]FILE[,rw|ro|snapshot][,format=raw|qcow2][,backing][,serial=TEXT]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     path: PathBuf,
-    access: Access,
+    options: Options,
     serial: OsString,
 }
 
@@ -27,25 +28,39 @@ impl Disk {
             ("ro", Access::ReadOnly),
             ("snapshot", Access::Snapshot),
         ])?;
+        let format = match list.value("format", "raw|qcow2")? {
+            None => None,
+            Some(word) if word == "raw" => Some(Format::Raw),
+            Some(word) if word == "qcow2" => Some(Format::Qcow2),
+            Some(word) => {
+                return Err(format!("format={} is unknown, expected raw or qcow2", word.display()));
+            }
+        };
+        let backing = list.word(&[("backing", true)])?.unwrap_or(false);
         let serial = list.value("serial", "TEXT")?.unwrap_or_default();
         list.end()?;
         check_serial(&serial)?;
-        Ok(Self { path, access: access.unwrap_or(Access::ReadWrite), serial })
+        let access = access.unwrap_or(Access::ReadWrite);
+        Ok(Self { path, options: Options { access, format, backing }, serial })
     }
 
     /// Opens it. With `verbose`, says on stderr what the guest's `name` is.
     pub fn open(&self, name: &str, verbose: bool) -> Result<Blk> {
         let path = self.path.display();
-        let sectors =
-            disk::open(&self.path, self.access).with_context(|| format!("disk {path}"))?;
+        let (sectors, format) =
+            disk_image::open(&self.path, self.options).with_context(|| format!("disk {path}"))?;
         if verbose {
             let bytes = sectors.count() * SECTOR as u64;
-            let writes = match self.access {
+            let writes = match self.options.access {
                 Access::ReadWrite => "writes go to it",
                 Access::ReadOnly => "write-protected",
                 Access::Snapshot => "writes are thrown away at the end",
             };
-            cli::eprintln!("disk {name} is {path}: {bytes} bytes, {writes}");
+            let format = match format {
+                Format::Raw => "raw",
+                Format::Qcow2 => "qcow2",
+            };
+            cli::eprintln!("disk {name} is {path}: {format}, {bytes} bytes, {writes}");
         }
         Ok(Blk::new(sectors, self.serial.as_bytes()))
     }

@@ -2,6 +2,7 @@
 //!
 //! Each boot takes seconds in the lab, so the checks from inside share one.
 
+mod blk;
 mod command_line;
 
 use std::fs::{self, File};
