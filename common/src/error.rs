@@ -29,8 +29,8 @@ pub trait Blamed: Error {
 /// module that adds an error type adds a line here.
 pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
     macro_rules! first_of {
-        ($($(#[$cfg:meta])* $module:ident),*) => {
-            $($(#[$cfg])* if let Some(error) = error.downcast_ref::<crate::$module::Error>() {
+        ($($(#[$cfg:meta])* $($module:ident)::+),*) => {
+            $($(#[$cfg])* if let Some(error) = error.downcast_ref::<crate::$($module)::+::Error>() {
                 return Some(error.blame());
             })*
         };
@@ -83,7 +83,9 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage08")]
         linux,
         #[cfg(feature = "stage08")]
-        virtio
+        virtio,
+        #[cfg(feature = "stage08")]
+        virtio::net
     );
     let _ = error;
     None

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT as _, QueueT as _};
+use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::error::{Blame, Blamed};
 use crate::memory::{Ram, Vm};
@@ -30,6 +31,7 @@ use crate::{bus, ioeventfd, irqfd, layout, run};
 
 pub mod blk;
 pub mod mmio;
+pub mod net;
 pub mod rng;
 #[cfg(test)]
 mod tests;
@@ -149,6 +151,8 @@ pub struct Rings<'a> {
     queues: &'a mut [Queue],
     /// The queues on which something was given back, a bit each.
     used: u64,
+    /// Whether the driver is to be told, however often it wants to be.
+    interrupt: bool,
     stop: &'a AtomicBool,
 }
 
@@ -185,6 +189,30 @@ impl<'a> Rings<'a> {
             .map_err(|_| Broken("chain begins beyond its queue"))?;
         self.used |= 1 << queue;
         Ok(())
+    }
+
+    /// Gives several chains back, each with the number of bytes in it, of which the driver is to see all or
+    /// none: the pieces of one network packet.
+    pub fn give_all(&mut self, queue: usize, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        let Some((&(head, written), others)) = chains.split_last() else { return Ok(()) };
+        let ring = &mut self.queues[queue];
+        // What stands behind the ring's index the driver does not look at (VIRTIO 1.2, 2.7.8 "The Virtqueue Used
+        // Ring"): the others go there first, and the last one brings the index behind all of them.
+        for &(head, written) in others {
+            if head >= ring.size() {
+                return Err(Broken("chain begins beyond its queue"));
+            }
+            let entry = u64::from(ring.next_used() % ring.size());
+            // struct virtq_used_elem: le32 id, le32 len.
+            let element = (u64::from(head) | u64::from(written) << 32).to_le();
+            self.ram
+                .write_obj(element, GuestAddress(ring.used_ring() + 4 + 8 * entry))
+                .map_err(|_| Broken("rings are not in its memory"))?;
+            ring.set_next_used(ring.next_used().wrapping_add(1));
+        }
+        // The queue hasn't counted them, and can't tell whether the driver waits for one of them.
+        self.interrupt |= !others.is_empty();
+        self.give(queue, head, written)
     }
 }
 

@@ -176,10 +176,10 @@ impl Core {
             queue.disable_notification(&self.ram).map_err(|_| NOT_THERE)?;
             *seen = queue.avail_idx(&self.ram, Ordering::Acquire).map_err(|_| NOT_THERE)?.0;
         }
-        let mut rings = Rings { ram: &self.ram, queues, used: 0, stop: &self.stop };
+        let mut rings =
+            Rings { ram: &self.ram, queues, used: 0, interrupt: false, stop: &self.stop };
         let served = device.serve(&mut rings);
-        let used = rings.used;
-        let mut wanted = false;
+        let (used, mut wanted) = (rings.used, rings.interrupt);
         for (number, queue) in queues.iter_mut().enumerate() {
             if used & 1 << number != 0 {
                 wanted |= queue.needs_notification(&self.ram).map_err(|_| NOT_THERE)?;
