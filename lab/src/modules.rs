@@ -23,6 +23,8 @@ pub const WANTED: &[&str] = &[
     // The host's files.
     "9pnet_virtio",
     "9p",
+    // Network interfaces for guests.
+    "tun",
 ];
 
 /// Larger than any module: a limit for what a damaged compressed file may become.

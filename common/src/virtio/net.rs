@@ -86,14 +86,18 @@ pub enum Error {
     },
     /// It belongs to somebody else.
     #[error(
-        "the tap interface {name} is not yours: it was made without `user $USER`, or for another user"
+        "the tap interface {name} belongs to another user: make yours with \
+         `sudo ip tuntap add NAME mode tap user $USER`"
     )]
     NotYours {
         /// Its name.
         name: String,
     },
     /// The driver for taps isn't there, or out of reach.
-    #[error("cannot open /dev/net/tun: {source}; load its driver: `sudo modprobe tun`")]
+    #[error(
+        "cannot open /dev/net/tun: {source}; load its driver (`sudo modprobe tun`), and let all users \
+         write to it, as most systems do: connecting to an interface is checked apart from that"
+    )]
     NoDriver {
         /// What the system said.
         source: io::Error,

@@ -57,7 +57,7 @@ pub fn boot() -> io::Result<File> {
     }
     // The lab has one user at a time, who may not be root: the group that may use KVM on the host
     // means nothing here.
-    for device in ["/dev/kvm", "/dev/ptmx", "/dev/tty"] {
+    for device in ["/dev/kvm", "/dev/net/tun", "/dev/ptmx", "/dev/tty"] {
         fs::set_permissions(device, Permissions::from_mode(0o666)).map_err(step(device))?;
     }
     rustix::system::sethostname(b"lab")?;

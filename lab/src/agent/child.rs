@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 
 use lab::protocol::Exec;
 use rustix::fs::Mode;
+use rustix::mount::mount_move;
 use rustix::process::{Gid, Uid, chroot, ioctl_tiocsctty, setsid, umask};
 use rustix::termios::isatty;
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -72,7 +73,11 @@ fn become_user(arguments: &mut impl Iterator<Item = OsString>) -> io::Result<()>
     } else if isatty(&stderr) {
         ioctl_tiocsctty(&stderr)?;
     }
-    chroot(lab::HOST_ROOT)?;
+    // Not only this process's root, but the machine's, or else the program could make no user namespaces
+    // (clone(2), EPERM). That goes as in switch_root(8).
+    std::env::set_current_dir(lab::HOST_ROOT)?;
+    mount_move(".", "/")?;
+    chroot(".")?;
     // These act on one thread, and there is only one.
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     set_thread_groups(&groups)?;

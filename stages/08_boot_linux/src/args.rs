@@ -12,6 +12,7 @@ use common::smp::MAX_CPUS;
 use common::virtio::{self, rng::Rng};
 
 use crate::disks::{self, Disk};
+use crate::nets::Interface;
 
 /// Boots Linux to an interactive shell on this terminal.
 ///
@@ -28,6 +29,7 @@ Try: 08_boot_linux                              Debian's kernel, a shell
      08_boot_linux --append loglevel=7          the kernel's own messages
      08_boot_linux --kernel /boot/vmlinuz-6.1   a kernel of yours
      08_boot_linux --disk a.img --disk b.img,ro disks: /dev/vda and /dev/vdb
+     08_boot_linux --net user --append ip=dhcp  a network, without root
      echo 'cat /proc/meminfo' | 08_boot_linux   commands from a pipe
      08_boot_linux --cpus 2 --print-config > vm.toml
      08_boot_linux --config vm.toml             the same machine from a file
@@ -87,6 +89,15 @@ pub struct Args {
     #[arg(long = "disk", help_heading = "Devices", value_name = "FILE[,rw|ro|snapshot][,KEY=VALUE]",
           value_parser = OsStringValueParser::new().try_map(Disk::parse))]
     disks: Vec<Disk>,
+
+    /// A network interface, eth0; once more for eth1. With tap=NAME its cable leads to a tap interface
+    /// of the host, with user to passt, which needs no root and shares the host's network
+    ///
+    /// Without mac=ADDRESS the address is a random one that stays the same on this host. The guest gets its
+    /// IP address by --append ip=dhcp (passt answers) or by --append ip=10.0.0.2::10.0.0.1:255.255.255.0
+    #[arg(long = "net", help_heading = "Devices", value_name = "tap=NAME|user[,mac=ADDRESS]",
+          value_parser = OsStringValueParser::new().try_map(Interface::parse))]
+    nets: Vec<Interface>,
 
     /// Give the guest random numbers of the host (a virtio entropy device)
     #[arg(long, help_heading = "Devices")]
@@ -159,6 +170,9 @@ impl Args {
         let mut devices = virtio::Devices::default();
         for (number, disk) in self.disks.iter().enumerate() {
             devices.add(disk.open(&disks::name(number), self.verbose)?);
+        }
+        for (number, interface) in self.nets.iter().enumerate() {
+            devices.add(interface.open(number)?);
         }
         if self.rng {
             devices.add(Rng);

@@ -5,6 +5,7 @@
 
 mod args;
 mod disks;
+mod nets;
 
 use std::process::ExitCode;
 
