@@ -4,6 +4,7 @@
 
 mod blk;
 mod command_line;
+mod net;
 
 use std::fs::{self, File};
 use std::io::Write;
