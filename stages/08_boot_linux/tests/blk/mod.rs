@@ -1,11 +1,14 @@
 //! Disks as a guest sees them, and what is on the host afterwards.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use common::disk::SECTOR;
+use common::disk::{Access, SECTOR};
+use common::disk_image::{self, Format, Options};
 
 use crate::{answer, boot, file, program, sha256, text};
 
@@ -184,6 +187,60 @@ fn qcow2_images_of_qemu_are_read_and_written() {
     fs::write(&expected, &data).unwrap();
     run(&qemu_img, &["check", "-q", &image("plain")]);
     run(&qemu_img, &["compare", "-q", "-F", "raw", &image("plain"), &expected]);
+}
+
+/// The guest writes numbers to both disks, each to a sector of its own, and says which are on them for good.
+#[test]
+fn what_was_flushed_survives_a_kill() {
+    let Some(qemu_img) = tool("qemu-img") else { return };
+    let folder = folder();
+    let raw = file(&folder, "raw", &vec![0; 8 * MIB]);
+    let image = text(&folder.path().join("image"));
+    run(&qemu_img, &["create", "-q", "-f", "qcow2", &image, "8M"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_08_boot_linux"))
+        .args(["--cpus", "4", "--disk", &raw, "--disk", &image, "--timeout", "120"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = "n=0; while n=$((n+1)); do printf '%512d' $n > r; for d in vda vdb; do \
+                  dd if=r of=/dev/$d seek=$((n*7)) conv=fsync 2> /dev/null; done; echo done:$n; done\n";
+    child.stdin.as_mut().unwrap().write_all(script.as_bytes()).unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n');
+    // The last line may be cut off, and is then not counted.
+    let mut next = || {
+        lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let line = String::from_utf8(line).ok()?;
+            line.strip_suffix('\r')?.strip_prefix("done:")?.parse::<u64>().ok()
+        })
+    };
+    let started = Instant::now();
+    while next().expect("a number that was flushed") < 20 {}
+    // Somewhere in the middle of what it does.
+    std::thread::sleep(Duration::from_micros(started.elapsed().subsec_nanos().into()) / 10_000);
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    let flushed = std::iter::from_fn(&mut next).last().unwrap_or(20);
+
+    let options = |access| Options { access, format: None, backing: false };
+    let (mut qcow2, format) =
+        disk_image::open(Path::new(&image), options(Access::ReadOnly)).unwrap();
+    assert_eq!(format, Format::Qcow2);
+    let raw = fs::File::open(raw).unwrap();
+    for number in 1..=flushed {
+        let mut sectors = [[0; SECTOR]; 2];
+        raw.read_exact_at(&mut sectors[0], number * 7 * SECTOR as u64).unwrap();
+        qcow2.read(number * 7, &mut sectors[1]).unwrap();
+        let expected = format!("{number:512}");
+        for (sector, name) in sectors.iter().zip(["raw", "qcow2"]) {
+            let found = String::from_utf8_lossy(sector);
+            assert!(found == expected, "{name}: {flushed} were flushed, {number} is {found:?}");
+        }
+    }
+    drop(qcow2);
+    // Room that was lost by the kill is not an error: 3 says that, 2 that something is wrong.
+    let check = Command::new(qemu_img).args(["check", "-q", &image]).status().unwrap();
+    assert!(matches!(check.code(), Some(0 | 3)), "{check}");
 }
 
 #[test]
