@@ -111,6 +111,31 @@ impl Console {
         self.screen.clone()
     }
 
+    /// Has `f` called whenever a [`Hurried`] screen has room again that it hadn't.
+    #[cfg(feature = "stage08")]
+    pub fn when_printed(&self, f: impl Fn() + Send + 'static) {
+        lock(&self.screen.shared.output).room = Some(Box::new(f));
+    }
+
+    /// How large the window is, in columns and rows, if stdout is a terminal that knows.
+    #[cfg(feature = "stage08")]
+    pub fn size(&self) -> Option<(u16, u16)> {
+        terminal::size()
+    }
+
+    /// Has `f` called with the window's new size whenever it changes.
+    #[cfg(feature = "stage08")]
+    pub fn when_resized(&self, f: impl Fn(u16, u16) + Send + 'static) -> io::Result<()> {
+        let mut signals = Signals::new([signal_hook::consts::SIGWINCH])?;
+        spawn("window", move || {
+            for _ in signals.forever() {
+                if let Some((columns, rows)) = terminal::size() {
+                    f(columns, rows);
+                }
+            }
+        })
+    }
+
     /// Starts typing: `guest` gets the keys, and may block for as long as it has no room for them.
     pub fn type_into(&self, mut guest: impl FnMut(&[u8]) + Send + 'static) -> io::Result<()> {
         // The reader has to see Ctrl-A x even while the guest takes no keys, so typing has a
@@ -358,6 +383,10 @@ struct Output {
     /// Somebody has left: nobody waits any more until all is printed.
     hurry: bool,
     wanted: Option<Wanted>,
+    /// A [`Hurried`] screen had no room.
+    starved: bool,
+    /// What is called when it has room again.
+    room: Option<Box<dyn Fn() + Send>>,
     leave: Option<Box<dyn Fn() + Send>>,
 }
 
@@ -401,6 +430,11 @@ impl Screen {
                         output.error.get_or_insert(error);
                     }
                     output.close();
+                }
+                if std::mem::take(&mut output.starved)
+                    && let Some(room) = &output.room
+                {
+                    room();
                 }
                 printer.changed.notify_all();
             }
@@ -457,6 +491,10 @@ impl Output {
         self.printing || !self.waiting.is_empty()
     }
 
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= WAITING && !self.closed
+    }
+
     fn close(&mut self) {
         if !std::mem::replace(&mut self.closed, true)
             && let Some(leave) = &self.leave
@@ -469,11 +507,23 @@ impl Output {
 impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut output = lock(&self.shared.output);
-        while output.waiting.len() >= WAITING && !output.closed {
+        while output.is_full() {
             output = wait(&self.shared.changed, output);
         }
+        self.add(&mut output, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Screen {
+    /// Has `bytes` printed, unless nothing more is to be.
+    fn add(&self, output: &mut Output, bytes: &[u8]) {
         if output.closed {
-            return Ok(bytes.len());
+            return;
         }
         // The printer looks again by itself when it has printed what it took, and waking it costs a
         // system call: a guest prints byte by byte.
@@ -486,6 +536,29 @@ impl Write for Screen {
         if asleep {
             self.shared.changed.notify_all();
         }
+    }
+
+    /// The same for a device that may not wait.
+    #[cfg(feature = "stage08")]
+    pub fn hurried(&self) -> Hurried {
+        Hurried(self.clone())
+    }
+}
+
+/// A [`Screen`] that says [`ErrorKind::WouldBlock`] where the other one waits. [`Console::when_printed`] tells when
+/// there is room.
+#[cfg(feature = "stage08")]
+pub struct Hurried(Screen);
+
+#[cfg(feature = "stage08")]
+impl Write for Hurried {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut output = lock(&self.0.shared.output);
+        if output.is_full() {
+            output.starved = true;
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.0.add(&mut output, bytes);
         Ok(bytes.len())
     }
 
@@ -597,6 +670,13 @@ mod terminal {
         send(&enter);
         *lock(&SCREEN) = Some((enter, leave));
         Ok(())
+    }
+
+    /// The window's columns and rows.
+    #[cfg(feature = "stage08")]
+    pub fn size() -> Option<(u16, u16)> {
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+        (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
     }
 
     /// Whether the screen was lost since the last call.
@@ -761,6 +841,26 @@ mod tests {
         screen.hurry();
         assert!(drained.join().unwrap());
         assert!(screen.error().is_none());
+    }
+
+    #[cfg(feature = "stage08")]
+    #[test]
+    fn a_screen_in_a_hurry_does_not_wait_and_says_when_there_is_room() {
+        let (mut pipe, out) = io::pipe().unwrap();
+        let screen = Screen::new(out, None, || ()).unwrap();
+        let (sender, room) = channel();
+        lock(&screen.shared.output).room = Some(Box::new(move || sender.send(()).unwrap()));
+        let mut hurried = screen.hurried();
+        let mut written = 0;
+        // More than a pipe and all buffers hold.
+        while written < 1 << 20 && hurried.write(&[b'x'; 1024]).is_ok() {
+            written += 1024;
+        }
+        assert!((WAITING..1 << 20).contains(&written), "{written}");
+        assert!(room.try_recv().is_err());
+        pipe.read_exact(&mut vec![0; written]).unwrap();
+        room.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(hurried.write(b"more").unwrap(), 4);
     }
 
     #[test]

@@ -55,6 +55,12 @@ use crate::{e820, elf, file, long_mode, protected_mode};
 /// - `panic=-1`: restart at once after a panic, which [`crate::panic_watch`] tells from a restart that was wanted.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet loglevel=3 pci=off panic=-1";
 
+/// The same with the console on the first virtio console.
+///
+/// That one works only when the kernel has found its driver. What it says before comes by the serial port, which it
+/// leaves then: a boot console (`earlyprintk`), not a second console, on which all would be printed twice.
+pub const HVC_CMDLINE: &str = "earlyprintk=ttyS0 console=hvc0 quiet loglevel=3 pci=off panic=-1";
+
 /// "HdrS", in the `header` field.
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 

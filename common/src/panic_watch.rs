@@ -47,6 +47,12 @@ impl<W: Write> PanicWatch<W> {
         (Self { out, line: Vec::new(), panicked: panicked.clone(), stop }, panicked)
     }
 
+    /// The same watch over what another console of the same machine prints to `out`.
+    pub fn also<V: Write>(&self, out: V) -> PanicWatch<V> {
+        let (panicked, stop) = (self.panicked.clone(), self.stop.clone());
+        PanicWatch { out, line: Vec::new(), panicked, stop }
+    }
+
     /// Looks at a complete line.
     fn look(&mut self) {
         let line = without_timestamp(&self.line);
@@ -121,6 +127,17 @@ mod tests {
         // With panic=0 the kernel says that nothing follows, and waits for ever.
         let end = "[    2.0] ---[ end Kernel panic - not syncing: VFS: no root ]---\r\n";
         assert_eq!(watch(end).0, Some(panic()));
+    }
+
+    #[test]
+    fn two_consoles_of_a_machine_are_watched() {
+        let (stop, _stopped) = run::stop();
+        let (mut serial, panicked) = PanicWatch::new(io::sink(), stop);
+        let mut other = serial.also(io::sink());
+        // What one of them prints is no part of the other's line.
+        serial.write_all(b"early").unwrap();
+        other.write_all(b"Kernel panic - not syncing: x\r\n").unwrap();
+        assert_eq!(panicked.judge(Ending::Reset), Ending::Panicked("x".into()));
     }
 
     #[test]

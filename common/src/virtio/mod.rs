@@ -30,6 +30,7 @@ use crate::memory::{Ram, Vm};
 use crate::{bus, ioeventfd, irqfd, layout, run};
 
 pub mod blk;
+pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod rng;

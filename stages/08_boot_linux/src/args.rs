@@ -60,9 +60,10 @@ pub struct Args {
     #[arg(long, conflicts_with = "initrd")]
     no_initrd: bool,
 
-    /// The kernel's command line, instead of the default one. Without console=ttyS0 nothing is seen
-    #[arg(long, value_name = "TEXT", default_value = linux::DEFAULT_CMDLINE)]
-    cmdline: String,
+    /// The kernel's command line, instead of the default one, which -v shows. Without console=ttyS0 or
+    /// console=hvc0 in it, as --console says, nothing is seen
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
 
     /// Add TEXT to the command line; of an option that is there twice, the kernel takes the last
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -103,6 +104,10 @@ pub struct Args {
     #[arg(long, help_heading = "Devices")]
     rng: bool,
 
+    /// Where this terminal is in the guest. Kernels without a driver for hvc0 are silent there
+    #[arg(long = "console", help_heading = "Devices", value_enum, value_name = "TTY", default_value_t = Tty::TtyS0)]
+    tty: Tty,
+
     #[command(flatten)]
     pub console: console::Flags,
 
@@ -133,6 +138,18 @@ enum Entry {
     Packed32,
     /// The unpacked kernel's PVH entry, made for guests, in 32-bit mode
     Pvh,
+}
+
+/// Where the person's terminal is in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tty {
+    /// A serial port: there from the kernel's first instruction, two exits a character
+    #[value(name = "ttyS0")]
+    TtyS0,
+    /// A virtio console: quicker, and it knows the window's size. What the kernel says before its driver works
+    /// comes by the serial port to the same place; keys go to hvc0 alone
+    #[value(name = "hvc0")]
+    Hvc0,
 }
 
 impl Args {
@@ -180,9 +197,18 @@ impl Args {
         Ok(devices)
     }
 
+    /// Whether the person's terminal is a virtio console.
+    pub fn hvc(&self) -> bool {
+        self.tty == Tty::Hvc0
+    }
+
     /// The kernel's command line.
     pub fn cmdline(&self) -> String {
-        [self.cmdline.as_str(), &self.append].join(" ").trim().to_owned()
+        let default = match self.tty {
+            Tty::TtyS0 => linux::DEFAULT_CMDLINE,
+            Tty::Hvc0 => linux::HVC_CMDLINE,
+        };
+        [self.cmdline.as_deref().unwrap_or(default), &self.append].join(" ").trim().to_owned()
     }
 
     /// With `--verbose`: what the loader found and did.

@@ -7,12 +7,13 @@ mod args;
 mod disks;
 mod nets;
 
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use args::Args;
 use cli::Ended;
-use cli::console::Console;
+use cli::console::{Console, Screen};
 use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::i8042::{self, I8042};
@@ -20,6 +21,7 @@ use common::irqfd::{self, Irqfd};
 use common::memory::Vm;
 use common::panic_watch::PanicWatch;
 use common::uart::{self, Uart};
+use common::virtio::console::{self as hvc, Size};
 use common::{acpi, kvm, linux, msr, run, smp, virtio};
 
 fn main() -> ExitCode {
@@ -29,14 +31,14 @@ fn main() -> ExitCode {
 fn boot(args: Args) -> Result<Ended> {
     let (kernel_path, initrd_path) = args.files()?;
     let cmdline = args.cmdline();
-    let devices = args.devices()?;
+    let mut devices = args.devices()?;
 
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
     let vm = Vm::with_ram(&kvm, args.memory)?;
     let ram = vm.ram();
 
-    // The boot loader's part: the kernel, the initrd, and what the kernel is told about its machine.
+    // The boot loader's part: the kernel and the initrd.
     let kernel = linux::load_kernel(&ram, &kernel_path, &args.kernel_options())
         .with_context(|| format!("kernel {}", kernel_path.display()))?;
     let initrd = initrd_path
@@ -46,6 +48,14 @@ fn boot(args: Args) -> Result<Ended> {
         })
         .transpose()?;
     args.tell(&kernel.notes, &initrd, &cmdline);
+
+    // The terminal from which we were started becomes the guest's.
+    let (stop, stopped) = run::stop();
+    let console = Console::open(&args.console, stop.clone())?;
+    let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
+    let hvc = args.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
+
+    // What the kernel is told about its machine.
     let rsdp = acpi::write_tables(&ram, args.cpus, devices.count()?)?;
     linux::write_boot_params(&ram, &kernel, initrd, &cmdline, rsdp)?;
 
@@ -57,10 +67,8 @@ fn boot(args: Args) -> Result<Ended> {
     vcpus.iter().try_for_each(msr::set)?;
     linux::enter(&vcpus[0], &ram, &kernel)?;
 
-    // What the guest finds at its ports: a console, a clock, and two ways to end the machine, which has a power button.
-    let (stop, stopped) = run::stop();
-    let console = Console::open(&args.console, stop.clone())?;
-    let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
+    // What the guest finds at its ports: a serial port, a clock, and two ways to end the machine, which has a power
+    // button.
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, screen));
     let mut ports = Bus::new();
     ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
@@ -78,9 +86,28 @@ fn boot(args: Args) -> Result<Ended> {
     let workers = virtio::plug(&vm, &mut mmio, devices, &stop)?;
 
     // Keys go in, the guest runs, and how it ended is how we end.
-    console.type_into(move |keys| uart::type_in(&uart, keys))?;
+    match hvc {
+        Some(terminal) => console.type_into(move |keys| terminal.type_in(keys))?,
+        None => console.type_into(move |keys| uart::type_in(&uart, keys))?,
+    }
     let (trace, limit) = (args.trace.start(), args.console.timeout);
     let (ending, exits) = run::run(vcpus, ports, mmio, stopped, limit, trace)?;
     drop(workers);
     Ok(console.finish(&panicked.judge(ending), &exits))
+}
+
+/// Adds a virtio console for the person's terminal: what is printed there is watched as on the serial port, the device
+/// is served again when there is room to print, and learns of the window's size.
+fn add_hvc(
+    devices: &mut virtio::Devices,
+    console: &Console,
+    screen: &PanicWatch<Screen>,
+) -> io::Result<hvc::Terminal> {
+    let size = console.size().map(|(columns, rows)| Size { columns, rows });
+    let (device, terminal) = hvc::Console::new(screen.also(console.screen().hurried()), size);
+    devices.add(device);
+    let (printed, resized) = (terminal.clone(), terminal.clone());
+    console.when_printed(move || printed.printed());
+    console.when_resized(move |columns, rows| resized.resize(Size { columns, rows }))?;
+    Ok(terminal)
 }
