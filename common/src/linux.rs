@@ -58,8 +58,10 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet loglevel=3 pci=off panic=
 /// The same with the console on the first virtio console.
 ///
 /// That one works only when the kernel has found its driver. What it says before comes by the serial port, which it
-/// leaves then: a boot console (`earlyprintk`), not a second console, on which all would be printed twice.
-pub const HVC_CMDLINE: &str = "earlyprintk=ttyS0 console=hvc0 quiet loglevel=3 pci=off panic=-1";
+/// leaves then: a boot console (`earlycon`), not a second console, on which all would be printed twice. It begins
+/// when its word is read, with the loglevel that stands before.
+pub const HVC_CMDLINE: &str =
+    "quiet loglevel=3 earlycon=uart8250,io,0x3f8 console=hvc0 pci=off panic=-1";
 
 /// "HdrS", in the `header` field.
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");

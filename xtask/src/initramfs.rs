@@ -47,6 +47,8 @@ pub fn build(busybox: &Path, modules: &Path) -> Result<Vec<u8>> {
     // Where busybox's udhcpc looks for it.
     archive.file("etc/udhcpc/default.script", 0o755, &read(&guests.join("dhcp"))?)?;
     archive.file("bin/busybox", 0o755, &read(busybox)?)?;
+    // busybox knows no vsock.
+    archive.file("bin/vsock", 0o755, asm::linux::VSOCK)?;
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         archive.link(&format!("bin/{applet}"), "busybox")?;
     }

@@ -43,6 +43,8 @@ pub struct Console<W> {
     printed: usize,
     /// Whether the driver knows of sizes.
     sized: bool,
+    /// Whether the driver has sent anything since it began.
+    heard: bool,
 }
 
 /// The person's side: keys, and the window's size. Clones belong to the same console.
@@ -78,7 +80,7 @@ impl<W: Write> Console<W> {
     pub fn new(out: W, size: Option<Size>) -> (Self, Terminal) {
         let state = State { typed: VecDeque::new(), size, resized: false, wake: None };
         let line = Arc::new(Line { state: Mutex::new(state), room: Condvar::new() });
-        (Self { line: line.clone(), out, printed: 0, sized: false }, Terminal(line))
+        (Self { line: line.clone(), out, printed: 0, sized: false, heard: false }, Terminal(line))
     }
 
     /// Gives the driver what was typed.
@@ -90,7 +92,8 @@ impl<W: Write> Console<W> {
         {
             wake.config_changed();
         }
-        while !line.typed.is_empty() {
+        // Linux hands out its buffers before it has made a terminal, and throws away what comes until then.
+        while self.heard && !line.typed.is_empty() {
             let Some(chain) = rings.take(RECEIVE)? else { break };
             let head = chain.head_index();
             let mut buffer =
@@ -109,6 +112,7 @@ impl<W: Write> Console<W> {
         let mut bytes = [0; 4096];
         let mut left = AT_ONCE;
         while let Some(chain) = rings.take(TRANSMIT)? {
+            self.heard = true;
             let head = chain.head_index();
             let mut buffer =
                 chain.reader(rings.ram()).map_err(|_| Broken("buffers are not in its memory"))?;
@@ -153,7 +157,7 @@ fn print(out: &mut impl Write, bytes: &[u8]) -> usize {
 }
 
 impl Terminal {
-    /// Types `bytes`, as fast as the guest reads them. Blocks meanwhile.
+    /// Types `bytes`, as fast as the guest reads them, once it has printed something. Blocks meanwhile.
     pub fn type_in(&self, mut bytes: &[u8]) {
         let mut line = self.0.lock();
         while !bytes.is_empty() {
@@ -229,15 +233,15 @@ impl<W: Write + Send> Device for Console<W> {
     }
 
     fn serve(&mut self, rings: &mut Rings<'_>) -> Result<(), Broken> {
-        self.receive(rings)?;
         if self.transmit(rings)? {
             self.line.lock().serve();
         }
-        Ok(())
+        self.receive(rings)
     }
 
     fn reset(&mut self) {
         self.printed = 0;
+        self.heard = false;
     }
 }
 
@@ -346,6 +350,11 @@ mod tests {
             let text = text.clone();
             move || terminal.type_in(&text)
         });
+        // Nothing comes before the driver has said that it is there.
+        driver.put(RECEIVE, &[Buffer::Out(7)]);
+        std::iter::repeat_with(|| driver.serve()).take(100).for_each(drop);
+        assert_eq!(driver.used(RECEIVE), None);
+        driver.put(TRANSMIT, &[Buffer::In(b"$ ")]);
         let mut received = Vec::<u8>::new();
         while received.len() < text.len() {
             driver.put(RECEIVE, &[Buffer::Out(7), Buffer::Out(500)]);

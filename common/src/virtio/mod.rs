@@ -19,6 +19,7 @@
 //! A new device is a file beside this one, and a line where the machine is put together.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
@@ -29,6 +30,7 @@ use crate::error::{Blame, Blamed};
 use crate::memory::{Ram, Vm};
 use crate::{bus, ioeventfd, irqfd, layout, run};
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod mmio;
@@ -36,6 +38,7 @@ pub mod net;
 pub mod rng;
 #[cfg(test)]
 mod tests;
+pub mod vsock;
 pub mod worker;
 
 pub use worker::{Wake, Workers};
@@ -61,6 +64,14 @@ pub enum Error {
     /// The bus has something else there.
     #[error(transparent)]
     Bus(#[from] bus::Error),
+    /// Nobody could connect from the host.
+    #[error("cannot listen at the Unix socket {}: {source}; name another one", .path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The host gave no thread, or nothing to wait with.
     #[error("cannot start the thread of a virtio {name} device: {source}")]
     Worker {
@@ -74,7 +85,7 @@ pub enum Error {
 impl Blamed for Error {
     fn blame(&self) -> Blame {
         match self {
-            Self::TooMany { .. } => Blame::Input,
+            Self::TooMany { .. } | Self::Listen { .. } => Blame::Input,
             Self::Irqfd(error) => error.blame(),
             Self::Ioeventfd(error) => error.blame(),
             Self::Bus(error) => error.blame(),

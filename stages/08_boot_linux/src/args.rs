@@ -1,15 +1,20 @@
 //! The command line, and the files that it chooses.
 
+use std::ffi::OsString;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
+use cli::list::List;
 use cli::{cache, config, console, manual, size, trace};
 use common::linux::{self, Cache, Way};
 use common::smp::MAX_CPUS;
-use common::virtio::{self, rng::Rng};
+use common::virtio;
+use common::virtio::balloon::Balloon;
+use common::virtio::rng::Rng;
+use common::virtio::vsock::{self, Vsock};
 
 use crate::disks::{self, Disk};
 use crate::nets::Interface;
@@ -104,6 +109,21 @@ pub struct Args {
     #[arg(long, help_heading = "Devices")]
     rng: bool,
 
+    /// Take memory back that the guest does not use: what it frees, at once, and SIZE from the start, which it
+    /// gets back when it would run out of memory (a virtio balloon)
+    #[arg(long, help_heading = "Devices", value_name = "size=SIZE", num_args = 0..=1, default_missing_value = "size=0M",
+          value_parser = OsStringValueParser::new().try_map(parse_balloon))]
+    balloon: Option<u64>,
+
+    /// Streams between guest and host without a network (virtio vsock): the guest has the number N, from 3 up
+    ///
+    /// To reach port 1234 of the guest, connect to the Unix socket PATH and write "CONNECT 1234" and a line feed;
+    /// "OK", a number and a line feed come back, then the stream. When the guest connects to port 1234 of the host,
+    /// which has the number 2, it reaches whoever listens at the Unix socket PATH_1234
+    #[arg(long, help_heading = "Devices", value_name = "cid=N,uds=PATH",
+          value_parser = OsStringValueParser::new().try_map(Socket::parse))]
+    vsock: Option<Socket>,
+
     /// Where this terminal is in the guest. Kernels without a driver for hvc0 are silent there
     #[arg(long = "console", help_heading = "Devices", value_enum, value_name = "TTY", default_value_t = Tty::TtyS0)]
     tty: Tty,
@@ -152,6 +172,36 @@ enum Tty {
     Hvc0,
 }
 
+/// `--balloon size=SIZE`.
+fn parse_balloon(text: OsString) -> Result<u64, String> {
+    let mut list = List::parse(&text)?;
+    let value = list.first("size", "SIZE")?;
+    list.end()?;
+    size::parse(&value.to_string_lossy()).map_err(|why| format!("size: {why}"))
+}
+
+/// `--vsock cid=N,uds=PATH`.
+#[derive(Clone, Debug)]
+struct Socket {
+    cid: u32,
+    path: PathBuf,
+}
+
+impl Socket {
+    fn parse(text: OsString) -> Result<Self, String> {
+        let mut list = List::parse(&text)?;
+        let cid = list.value("cid", "N")?.ok_or("cid=N is missing")?;
+        let path = list.value("uds", "PATH")?.ok_or("uds=PATH is missing")?.into();
+        list.end()?;
+        let cid = cid.to_str().and_then(|cid| cid.parse().ok());
+        let cid = cid.filter(|cid| vsock::CIDS.contains(cid)).ok_or_else(|| {
+            let (first, last) = vsock::CIDS.into_inner();
+            format!("cid: expected a number from {first} to {last}")
+        })?;
+        Ok(Self { cid, path })
+    }
+}
+
 impl Args {
     /// The kernel and the initrd: the ones that were named, else the default ones.
     pub fn files(&self) -> Result<(PathBuf, Option<PathBuf>)> {
@@ -193,6 +243,16 @@ impl Args {
         }
         if self.rng {
             devices.add(Rng);
+        }
+        if let Some(size) = self.balloon {
+            ensure!(
+                size < self.memory,
+                "--balloon takes all of the guest's memory; give a smaller size, or a larger --memory"
+            );
+            devices.add(Balloon::new(size));
+        }
+        if let Some(Socket { cid, path }) = &self.vsock {
+            devices.add(Vsock::listen(*cid, path)?);
         }
         Ok(devices)
     }

@@ -4,6 +4,7 @@
 
 mod blk;
 mod command_line;
+mod devices;
 mod net;
 
 use std::fs::{self, File};
