@@ -1,4 +1,4 @@
-//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | image | grub-image | lab`.
+//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | image | grub-image | lab`.
 
 mod bench;
 mod demo;
@@ -8,6 +8,7 @@ mod initramfs;
 mod packages;
 mod progress;
 mod setup;
+mod soak;
 mod test;
 mod workspace;
 
@@ -61,6 +62,16 @@ Try: cargo xtask bench exits             one port and one MMIO exit
 
 bench/README.md says what each row means and how it is measured.")]
     Bench(bench::Args),
+    /// Boot Linux again and again, look at each boot from inside, and write a table and a plot of the times
+    #[command(after_help = "\
+Try: cargo xtask soak --boots 12               two kernels under 1, 2 and 4 vCPUs
+     cargo xtask soak --boots 10000            over night; Ctrl-C ends it with what
+                                               there is so far
+     cargo xtask soak --kernel bzImage --cpus 8
+
+What a boot that failed has printed is kept beside the table. The exit code is 0
+if none did.")]
+    Soak(soak::Args),
     /// Write stage 07's own boot disk to a file: MBR, second stage, and a FAT16 partition with the Rust kernel
     #[command(after_help = "\
 Try: cargo xtask image boot.img
@@ -109,6 +120,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Image(args) => image::run(&args),
         Task::GrubImage(args) => grub::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lab { command } => lab::shell(&command),
