@@ -77,6 +77,16 @@ pub struct Console {
     notice: Option<Arc<AtomicBool>>,
 }
 
+/// Refuses an option whose lines, on stderr, would be written into the picture of a text screen.
+#[cfg(feature = "stage07")]
+pub fn check_beside_picture(option: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !(io::stdout().is_terminal() && io::stderr().is_terminal()),
+        "{option} would write into the text screen; send it to a file: 2> log.txt"
+    );
+    Ok(())
+}
+
 impl Console {
     /// Takes over stdin and stdout. If stdin is a terminal, it is in raw mode from here on until
     /// this is dropped. `stop` ends the machine when somebody leaves.

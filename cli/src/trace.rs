@@ -25,14 +25,9 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// Refuses a trace that would be written into the picture of a text screen.
-    pub fn check_beside_picture(&self) -> anyhow::Result<()> {
-        if self.trace.is_some() && io::stdout().is_terminal() && io::stderr().is_terminal() {
-            anyhow::bail!(
-                "--trace would write into the text screen; send it to a file: 2> trace.txt"
-            );
-        }
-        Ok(())
+    /// Whether there is to be one.
+    pub fn is_wanted(&self) -> bool {
+        self.trace.is_some()
     }
 
     /// The trace that was asked for.

@@ -492,9 +492,14 @@ mod tests {
             file.set_len(len).unwrap();
             assert_eq!(refused(&path, Access::ReadOnly).to_string(), expected);
         }
-        let error = refused(dir.path(), Access::ReadWrite);
-        assert_eq!(error.to_string(), "this is a directory, expected a regular file");
-        assert_eq!(error.blame(), Blame::Input);
+        for (path, what) in
+            [(dir.path(), "a directory"), (Path::new("/dev/null"), "a character device")]
+        {
+            let error = refused(path, Access::ReadWrite);
+            let expected = format!("this is {what}, expected a regular file or a block device");
+            assert_eq!(error.to_string(), expected);
+            assert_eq!(error.blame(), Blame::Input);
+        }
     }
 
     proptest! {

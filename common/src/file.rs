@@ -22,6 +22,9 @@ pub enum Error {
     /// It is something else than a regular file.
     #[error("this is {0}, expected a regular file")]
     NotRegular(&'static str),
+    /// It is nothing that a disk could be on.
+    #[error("this is {0}, expected a regular file or a block device")]
+    NotDisk(&'static str),
     /// It has no byte.
     #[error("the file is empty")]
     Empty,
@@ -84,7 +87,10 @@ pub fn open_with(path: &Path, options: &mut OpenOptions) -> Result<(File, u64), 
 /// The same for a disk, which may be a block device, too; but none that the host has mounted.
 pub fn open_disk(path: &Path, options: &mut OpenOptions) -> Result<(File, u64), Error> {
     if !path.metadata().is_ok_and(|meta| meta.file_type().is_block_device()) {
-        return open_with(path, options);
+        return open_with(path, options).map_err(|error| match error {
+            Error::NotRegular(found) => Error::NotDisk(found),
+            error => error,
+        });
     }
     // Without O_CREAT, O_EXCL has a meaning for block devices: not if one is mounted (open(2)).
     let mut file = options.custom_flags(libc::O_EXCL).open(path).map_err(Error::Open)?;
@@ -146,8 +152,10 @@ fn kind(kind: std::fs::FileType) -> &'static str {
         "a FIFO"
     } else if kind.is_socket() {
         "a socket"
-    } else if kind.is_block_device() || kind.is_char_device() {
-        "a device"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else if kind.is_char_device() {
+        "a character device"
     } else {
         "no file"
     }
@@ -172,7 +180,10 @@ mod tests {
         assert_eq!(text(&at("empty")), "the file is empty");
         assert_eq!(text(dir.path()), "this is a directory, expected a regular file");
         assert_eq!(text(&at("fifo")), "this is a FIFO, expected a regular file");
-        assert_eq!(text(Path::new("/dev/zero")), "this is a device, expected a regular file");
+        assert_eq!(
+            text(Path::new("/dev/zero")),
+            "this is a character device, expected a regular file"
+        );
         assert_eq!(open(&at("four")).unwrap().1, 4);
 
         let writable = open_with(dir.path(), OpenOptions::new().read(true).write(true));

@@ -469,7 +469,7 @@ fn files_that_are_no_programs_are_refused() {
     run(&at("big.bin")).refused(2, "has 61441 bytes, expected at most 61440");
     run(&at("huge.bin")).refused(2, "expected at most 61440");
     run(&at("")).refused(2, "this is a directory");
-    run("/dev/zero").refused(2, "this is a device");
+    run("/dev/zero").refused(2, "this is a character device");
     // One bad among good ones: nothing runs.
     stage_04(["hello".to_owned(), at("empty.bin")]).run().refused(2, "the file is empty");
     run(&at("fits.bin")).ended(0);

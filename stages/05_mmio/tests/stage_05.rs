@@ -459,7 +459,7 @@ fn bad_input_is_refused_in_one_line() {
     run(&at("big.bin")).refused(2, "has 651265 bytes, expected at most 651264");
     run(&at("huge.bin")).refused(2, "expected at most 651264");
     run(dir.path()).refused(2, "this is a directory");
-    run(Path::new("/dev/zero")).refused(2, "this is a device");
+    run(Path::new("/dev/zero")).refused(2, "this is a character device");
     mmio(&["--timeout", "soon"]).run().ended(2).stderr_has("a number of seconds");
     mmio(&["--nonsense"]).run().ended(2).stderr_has("--nonsense");
 }

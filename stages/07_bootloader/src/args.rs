@@ -154,6 +154,18 @@ impl Args {
         })
     }
 
+    /// Refuses what would write into the text screen's picture.
+    pub fn check_beside_picture(&self) -> Result<()> {
+        for (wanted, option) in
+            [(self.trace.is_wanted(), "--trace"), (self.firmware_log, "--firmware-log")]
+        {
+            if wanted {
+                console::check_beside_picture(option)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The drives with the disks that were asked for.
     pub fn drives(&self) -> Result<Vec<Drive>> {
         match &self.disks[..] {

@@ -81,7 +81,7 @@ fn machine(args: Args) -> Result<Ended> {
             console.type_into(move |keys| uart::type_in(&uart, keys))?;
         }
         Display::Text => {
-            args.trace.check_beside_picture()?;
+            args.check_beside_picture()?;
             let ram = vm.ram();
             console.show(move || Picture::take(&vga, &ram).ok())?;
             console.type_into(move |keys| i8042::type_in(&i8042, keys::strokes(keys)))?;
