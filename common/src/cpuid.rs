@@ -76,6 +76,8 @@ fn describe(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
             (0x8000_0008, _) => {
                 entry.ecx = entry.ecx & !0xF0FF | core_bits << 12 | (count - 1);
             }
+            // AMD: caches, and by how many logical processors each is shared, less one.
+            (0x8000_001D, _) => entry.eax &= !(0xFFF << 14),
             // AMD: the APIC ID, threads of a core less one, nodes less one.
             (0x8000_001E, _) => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
             _ => {}
@@ -100,8 +102,13 @@ mod tests {
             edx: HTT | 1,
             ..Default::default()
         };
-        let leaves = [(1, 0), (4, 0), (0xB, 0), (0xB, 1), (0x8000_0008, 0), (0x8000_001E, 0)];
-        CpuId::from_entries(&leaves.map(|(function, index)| leaf(function, index))).unwrap()
+        let intel = [(4, 0), (0xB, 0), (0xB, 1)];
+        let amd = [(0x8000_0008, 0), (0x8000_001D, 0), (0x8000_001E, 0)];
+        let leaves = [&[(1, 0)], &intel[..], &amd].concat();
+        CpuId::from_entries(
+            &leaves.into_iter().map(|(function, index)| leaf(function, index)).collect::<Vec<_>>(),
+        )
+        .unwrap()
     }
 
     fn leaf(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -118,6 +125,7 @@ mod tests {
         assert_eq!(one.edx, 1, "no HTT");
         assert_eq!(leaf(&cpuid, 4, 0).eax >> 26, 0);
         assert_eq!(leaf(&cpuid, 0x8000_0008, 0).ecx, 0);
+        assert_eq!(leaf(&cpuid, 0x8000_001D, 0).eax, 0xFC00_3FFF, "no cache is shared");
         assert_eq!(leaf(&cpuid, 0xB, 1).ebx, 1);
     }
 

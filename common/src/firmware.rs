@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use crate::bus::Device;
 use crate::error::{Blame, Blamed};
 use crate::layout::{self, FIRMWARE_AREA, HIGH_MEMORY, MMIO_HOLE_END};
-use crate::memory::{self, SlotFlags, Vm};
+use crate::memory::{self, Pages, SlotFlags, Vm};
 
 /// The longest image, in bytes.
 pub const MAX: u64 = 256 << 10;
@@ -65,7 +65,7 @@ pub fn check(image: &[u8]) -> Result<(), Error> {
 /// variables there, too. Here there is no host bridge, so the copy is there from the start.
 pub fn create_vm(kvm: &Kvm, memory: u64, image: &[u8], shadow: bool) -> Result<Arc<Vm>, Error> {
     check(image)?;
-    let vm = Vm::with_ranges(kvm, memory, layout::pc_ram_ranges(memory))?;
+    let vm = Vm::with_ranges(kvm, memory, layout::pc_ram_ranges(memory), Pages::Small)?;
     if memory < HIGH_MEMORY.0 {
         return Err(Error::LittleMemory(memory));
     }

@@ -5,11 +5,12 @@
 //! same bytes. An access where no slot is becomes an exit, which is how stage 05 makes devices.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fs, io};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
+use rustix::mm::Advice;
 use thiserror::Error;
 use vm_memory::{
     Address as _, Bytes as _, GuestAddress, GuestMemoryError, GuestMemoryMmap,
@@ -58,13 +59,22 @@ pub enum Error {
         /// What was asked for, in bytes.
         found: u64,
     },
-    /// More than there is, even if the host swaps out everything else.
-    #[error("guest memory of {found} bytes: this host has {host}; give a smaller --memory")]
-    MoreThanHost {
+    /// Huge pages have no parts.
+    #[error("guest memory of {found} bytes in huge pages: expected a multiple of 2 MiB")]
+    HugeSize {
         /// What was asked for, in bytes.
         found: u64,
-        /// The host's memory and swap space, in bytes.
-        host: u64,
+    },
+    /// Huge pages are reserved by hand, and too few of them are.
+    #[error(
+        "the guest needs {wanted} huge pages of 2 MiB, this host has {free} free: reserve more with \
+         `echo N | sudo tee /proc/sys/vm/nr_hugepages`, or leave --hugepages away"
+    )]
+    HugePages {
+        /// How many the memory has.
+        wanted: u64,
+        /// How many the host has reserved, and not given to anybody.
+        free: u64,
     },
     /// The host has no such amount of address space or memory to give.
     #[error("the host cannot map {size} bytes of guest memory: {source}; give a smaller --memory")]
@@ -76,8 +86,8 @@ pub enum Error {
     },
     /// It is more than KVM lets a guest have.
     #[error(
-        "KVM refuses {size} bytes of guest memory: more than a memslot holds or this processor addresses; \
-         give a smaller --memory"
+        "KVM refuses {size} bytes of guest memory: more than a memslot holds, this processor addresses, or \
+         this host can keep tables for; give a smaller --memory"
     )]
     TooMuch {
         /// Bytes that were asked for.
@@ -122,10 +132,11 @@ impl Blamed for Error {
     fn blame(&self) -> Blame {
         match self {
             Self::Size { .. }
-            | Self::MoreThanHost { .. }
+            | Self::HugeSize { .. }
             | Self::Map { .. }
             | Self::TooMuch { .. }
             | Self::Range { .. } => Blame::Input,
+            Self::HugePages { .. } => Blame::Host,
             Self::Kvm(_) | Self::Slot { .. } | Self::NoSlot(_) | Self::Ioctl { .. } => Blame::Host,
         }
     }
@@ -170,26 +181,97 @@ pub struct SlotInfo {
     pub host: u64,
 }
 
-/// The host's memory and swap space in bytes (`sysinfo(2)`).
-fn host_memory() -> u64 {
+/// What a person may want to know of a guest with `size` bytes of memory, if that is more than the host's memory and swap
+/// space (`sysinfo(2)`).
+pub fn caution(size: u64) -> Option<String> {
     let host = rustix::system::sysinfo();
-    (host.totalram.saturating_add(host.totalswap)).saturating_mul(host.mem_unit.into())
+    let host = (host.totalram.saturating_add(host.totalswap)).saturating_mul(host.mem_unit.into());
+    let mib = |bytes| bytes / (1 << 20);
+    (size > host).then(|| {
+        let (size, host) = (mib(size), mib(host));
+        format!(
+            "memory of {size} MiB, the host has {host} MiB: it does not last if the guest uses all"
+        )
+    })
+}
+
+/// What the host takes guest memory from. Either way it is zeroed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// Pages of 4 KiB, each when it is first touched, so that a guest may have more memory than the host. The host is
+    /// advised to give 2 MiB at once where it can ("transparent huge pages"): that is one exit, not 512, and
+    /// the processor finds the page's address in fewer steps.
+    #[default]
+    Small,
+    /// Huge pages of 2 MiB that the host's administrator has reserved, all of them at once, so that the guest neither
+    /// waits for them later nor runs out of them (Linux, "HugeTLB Pages").
+    Huge,
+}
+
+impl Pages {
+    /// Maps `size` bytes.
+    fn map(self, size: usize) -> Result<MmapRegion, Error> {
+        let failed = |source| Error::Map { size, source };
+        match self {
+            Self::Small => {
+                let memory = MmapRegion::new(size).map_err(failed)?;
+                if size >= LARGE_PAGE as usize {
+                    advise_huge_pages(&memory);
+                }
+                Ok(memory)
+            }
+            Self::Huge => {
+                let flags = libc::MAP_ANONYMOUS
+                    | libc::MAP_PRIVATE
+                    | libc::MAP_HUGETLB
+                    | libc::MAP_HUGE_2MB;
+                let protection = libc::PROT_READ | libc::PROT_WRITE;
+                MmapRegion::build(None, size, protection, flags).map_err(|source| {
+                    match (size as u64 / LARGE_PAGE, free_huge_pages()) {
+                        (wanted, free) if free < wanted => Error::HugePages { wanted, free },
+                        _ => failed(source),
+                    }
+                })
+            }
+        }
+    }
+}
+
+/// How many huge pages nobody has, for whom they are not meant, either.
+fn free_huge_pages() -> u64 {
+    let read = |what| {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{what}_hugepages");
+        fs::read_to_string(path).ok()?.trim().parse().ok()
+    };
+    let free: u64 = read("free").unwrap_or(0);
+    free.saturating_sub(read("resv").unwrap_or(0))
+}
+
+/// `MADV_HUGEPAGE` (madvise(2)).
+fn advise_huge_pages(memory: &MmapRegion) {
+    // SAFETY: the range is the mapping that `memory` owns, and the advice changes nothing but how large the pages are
+    // that will be put there. A host without transparent huge pages refuses it, which is as well.
+    #[expect(unsafe_code, reason = "rustix knows no mapping's owner")]
+    let _ = unsafe {
+        rustix::mm::madvise(memory.as_ptr().cast(), memory.size(), Advice::LinuxHugepage)
+    };
 }
 
 /// Maps `size` bytes for guest memory at `start`, so that both addresses are equally far into a large page, if that can
 /// be had. Only then can KVM map large pages, 512 times fewer than small ones, each of which costs an exit when the
 /// guest touches it first.
-fn map(start: GuestAddress, size: usize) -> Result<MmapRegion, MmapRegionError> {
+fn map(start: GuestAddress, size: usize, pages: Pages) -> Result<MmapRegion, Error> {
     // The kernel chooses the address: mostly right below what was mapped last. What is mapped meanwhile moves it.
     let mut pads = Vec::new();
     loop {
-        let memory = MmapRegion::new(size)?;
+        let memory = pages.map(size)?;
         let off = (memory.as_ptr() as u64).wrapping_sub(start.0) % LARGE_PAGE;
         if off == 0 || size < LARGE_PAGE as usize || pads.len() == 4 {
             return Ok(memory);
         }
         drop(memory);
-        pads.push(MmapRegion::<()>::new(off as usize)?);
+        let pad = MmapRegion::<()>::new(off as usize);
+        pads.push(pad.map_err(|source| Error::Map { size, source })?);
     }
 }
 
@@ -217,12 +299,20 @@ impl Vm {
         Ok(Arc::new(Self { fd, slots: Mutex::default() }))
     }
 
-    /// Makes a VM with `size` bytes of RAM laid out by [`layout::ram_ranges`], one memslot a range.
+    /// Makes a VM with `size` bytes of RAM laid out by [`layout::ram_ranges`], one memslot a range, of small pages.
     ///
-    /// `size` must be a multiple of 4 KiB. Nothing is allocated until the guest touches it, but it must
-    /// not be more than the host could give then.
+    /// `size` must be a multiple of 4 KiB. Nothing is allocated until somebody touches it, so it may be more than the
+    /// host has: one that is out of memory then ends a process, as a rule this one.
     pub fn with_ram(kvm: &Kvm, size: u64) -> Result<Arc<Self>, Error> {
-        Self::with_ranges(kvm, size, layout::ram_ranges(size))
+        Self::with_ram_of(kvm, size, Pages::Small)
+    }
+
+    /// The same of pages of the caller's choice. If they are huge, `size` must be a multiple of 2 MiB.
+    pub fn with_ram_of(kvm: &Kvm, size: u64, pages: Pages) -> Result<Arc<Self>, Error> {
+        if pages == Pages::Huge && !size.is_multiple_of(LARGE_PAGE) {
+            return Err(Error::HugeSize { found: size });
+        }
+        Self::with_ranges(kvm, size, layout::ram_ranges(size), pages)
     }
 
     /// The same with a layout of the caller's: first addresses and lengths in bytes, `size` or less in all.
@@ -230,19 +320,19 @@ impl Vm {
         kvm: &Kvm,
         size: u64,
         ranges: Vec<(GuestAddress, usize)>,
+        pages: Pages,
     ) -> Result<Arc<Self>, Error> {
         if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Size { found: size });
         }
-        let host = host_memory();
-        if size > host {
-            return Err(Error::MoreThanHost { found: size, host });
-        }
         let vm = Self::new(kvm)?;
         for (slot, (start, len)) in (0..).zip(ranges) {
-            vm.add_slot(slot, start, len, SlotFlags::default()).map_err(|error| match error {
+            let added = vm.add_slot_of(slot, start, len, SlotFlags::default(), pages);
+            added.map_err(|error| match error {
                 // Place and alignment are ours and right: it can only be the size.
-                Error::Slot { source, .. } if source.errno() == libc::EINVAL => {
+                Error::Slot { source, .. }
+                    if [libc::EINVAL, libc::ENOMEM].contains(&source.errno()) =>
+                {
                     Error::TooMuch { size }
                 }
                 error => error,
@@ -265,7 +355,18 @@ impl Vm {
         size: usize,
         flags: SlotFlags,
     ) -> Result<(), Error> {
-        let memory = map(start, size).map_err(|source| Error::Map { size, source })?;
+        self.add_slot_of(slot, start, size, flags, Pages::Small)
+    }
+
+    fn add_slot_of(
+        &self,
+        slot: u32,
+        start: GuestAddress,
+        size: usize,
+        flags: SlotFlags,
+        pages: Pages,
+    ) -> Result<(), Error> {
+        let memory = map(start, size, pages)?;
         let region = GuestRegionMmap::new(memory, start)
             .ok_or(Error::Range { start: start.0, size })
             .map(Arc::new)?;

@@ -16,7 +16,8 @@ use crate::error::{Blame, Blamed};
 use crate::memory::Vm;
 use crate::vcpu::{self, Vcpu};
 
-/// A local APIC's ID has 8 bits, and 255 means all of them (Intel SDM vol. 3, 12.6.2 "Determining IPI Destination").
+/// A local APIC's ID has 8 bits, and 255 means all of them (Intel SDM vol. 3, 12.6.2 "Determining IPI Destination"). An
+/// x2APIC's has 32, but KVM's IOAPIC, like a real one, can name 8 of them, so Linux would not use more processors.
 pub const MAX_CPUS: u8 = 255;
 
 /// Why a machine cannot have so many processors.
@@ -44,6 +45,16 @@ impl Blamed for Error {
             Self::Vcpu(error) => error.blame(),
         }
     }
+}
+
+/// What a person may want to know of a machine with `count` processors, if that is more than KVM recommends.
+pub fn caution(kvm: &Kvm, count: u8) -> Option<String> {
+    let good = kvm.get_nr_vcpus();
+    (usize::from(count) > good).then(|| {
+        format!(
+            "vCPUs: {count}, KVM recommends {good} at most (KVM_CAP_NR_VCPUS): they will take turns"
+        )
+    })
 }
 
 /// Makes vCPUs 0 to `count` - 1, all as reset leaves them, each with a CPUID that tells it its APIC ID. Comes after

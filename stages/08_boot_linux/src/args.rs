@@ -10,6 +10,7 @@ use clap::{Parser, ValueEnum};
 use cli::list::List;
 use cli::{cache, config, console, manual, size, trace};
 use common::linux::{self, Cache, Way};
+use common::memory::Pages;
 use common::smp::MAX_CPUS;
 use common::virtio;
 use common::virtio::balloon::Balloon;
@@ -74,10 +75,15 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     append: String,
 
-    /// The guest's memory
+    /// The guest's memory. It may be more than this host has: only what the guest touches is taken
     #[arg(long, help_heading = "Machine", value_name = "SIZE", default_value = "512M",
           allow_hyphen_values = true, value_parser = size::parse)]
     pub memory: u64,
+
+    /// Take the memory from the huge pages (2 MiB) that this host's administrator has reserved, all at
+    /// once. Without this it comes as it is touched, in transparent huge pages if the host has them
+    #[arg(long, help_heading = "Machine")]
+    hugepages: bool,
 
     /// Processors, 1 to 255
     #[arg(long, help_heading = "Machine", value_name = "N", default_value = "1", allow_hyphen_values = true,
@@ -269,6 +275,18 @@ impl Args {
             Tty::Hvc0 => linux::HVC_CMDLINE,
         };
         [self.cmdline.as_deref().unwrap_or(default), &self.append].join(" ").trim().to_owned()
+    }
+
+    /// What the memory is taken from.
+    pub fn pages(&self) -> Pages {
+        if self.hugepages { Pages::Huge } else { Pages::Small }
+    }
+
+    /// With `--verbose`: what is unwise about the machine.
+    pub fn caution(&self, cautions: [Option<String>; 2]) {
+        if self.verbose {
+            cautions.iter().flatten().for_each(|caution| cli::eprintln!("{caution}"));
+        }
     }
 
     /// With `--verbose`: what the loader found and did.

@@ -18,7 +18,7 @@ use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
-use common::memory::Vm;
+use common::memory::{self, Vm};
 use common::panic_watch::PanicWatch;
 use common::uart::{self, Uart};
 use common::virtio::console::{self as hvc, Size};
@@ -35,7 +35,8 @@ fn boot(args: Args) -> Result<Ended> {
 
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
-    let vm = Vm::with_ram(&kvm, args.memory)?;
+    args.caution([memory::caution(args.memory), smp::caution(&kvm, args.cpus)]);
+    let vm = Vm::with_ram_of(&kvm, args.memory, args.pages())?;
     let ram = vm.ram();
 
     // The boot loader's part: the kernel and the initrd.
