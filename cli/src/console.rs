@@ -35,6 +35,9 @@ Ctrl-A x       leave: end the machine
 Ctrl-A h       this help
 Ctrl-A Ctrl-A  send Ctrl-A to the guest";
 
+/// And where the machine can be saved.
+const SAVE_KEY: &str = "Ctrl-A s       save the machine, and end it";
+
 /// What `--help` says of the console.
 pub(crate) const HELP: &str = "\
 Console: every key goes to the guest, Ctrl-C too. Ctrl-A x leaves, Ctrl-A h
@@ -75,6 +78,8 @@ pub struct Console {
     last_picture: Option<LastPicture>,
     /// Whether the drawing has help above it.
     notice: Option<Arc<AtomicBool>>,
+    /// Whether the machine can be saved.
+    saves: bool,
 }
 
 /// Refuses an option whose lines, on stderr, would be written into the picture of a text screen.
@@ -105,7 +110,17 @@ impl Console {
         let opened = Instant::now();
         let deadline = flags.timeout.map(|timeout| opened + timeout);
         let stats = flags.stats;
-        Ok(Self { screen, stop, raw, stats, opened, deadline, last_picture: None, notice: None })
+        Ok(Self {
+            screen,
+            stop,
+            raw,
+            stats,
+            opened,
+            deadline,
+            last_picture: None,
+            notice: None,
+            saves: false,
+        })
     }
 
     /// Has the terminal begin a line for a line feed alone, as it does for other programs: there are guests, xv6 for
@@ -146,6 +161,15 @@ impl Console {
         })
     }
 
+    /// Has Ctrl-A s, or SIGUSR1, end the machine to have it saved.
+    #[cfg(feature = "stage08")]
+    pub fn let_save(&mut self) -> io::Result<()> {
+        self.saves = true;
+        let stop = self.stop.clone();
+        let mut signals = Signals::new([signal_hook::consts::SIGUSR1])?;
+        spawn("save", move || signals.forever().for_each(|_| stop.now(Ending::Saved)))
+    }
+
     /// Starts typing: `guest` gets the keys, and may block for as long as it has no room for them.
     pub fn type_into(&self, mut guest: impl FnMut(&[u8]) + Send + 'static) -> io::Result<()> {
         // The reader has to see Ctrl-A x even while the guest takes no keys, so typing has a
@@ -153,19 +177,24 @@ impl Console {
         let (sender, keys): (SyncSender<Vec<u8>>, Receiver<_>) = sync_channel(64);
         spawn("typist", move || keys.iter().for_each(|keys| guest(&keys)))?;
         let (stop, screen, raw) = (self.stop.clone(), self.screen(), self.raw);
-        let leave = move || {
-            stop.now(Ending::Left);
-            screen.hurry();
+        let leave = move |ending| {
+            if ending == Ending::Left {
+                screen.hurry();
+            }
+            stop.now(ending);
         };
-        let notice = self.notice.clone();
+        let (notice, saves) = (self.notice.clone(), self.saves);
         let help = move |wanted| match &notice {
             Some(notice) => notice.store(wanted, Ordering::Relaxed),
             // In raw mode the carriage return is ours to print.
-            None if wanted => say(&format!("\r\n{}\r\n", KEYS.replace('\n', "\r\n"))),
+            None if wanted => {
+                let keys = if saves { format!("{SAVE_KEY}\n{KEYS}") } else { KEYS.to_owned() };
+                say(&format!("\r\n{}\r\n", keys.replace('\n', "\r\n")));
+            }
             None => {}
         };
         let read = move || match raw {
-            true => read_keys(&sender, leave, help),
+            true => read_keys(&sender, leave, help, saves),
             false => read_pipe(&sender),
         };
         spawn("stdin", read)
@@ -188,7 +217,7 @@ impl Console {
             // As all that the guest prints: `error` below tells why it failed.
             let _ = self.screen.write_all(text.as_bytes());
         });
-        let ended = !matches!(ending, Ending::Left | Ending::TimedOut);
+        let ended = !matches!(ending, Ending::Left | Ending::Saved | Ending::TimedOut);
         let late = ended && !self.screen.drain(self.deadline);
         let (stats, raw, screen) = (self.stats, self.raw, self.screen());
         let ran = self.opened.elapsed();
@@ -202,7 +231,7 @@ impl Console {
                 crate::eprintln!("the time given with --timeout ran out: nobody reads the console");
                 Ended::TimedOut
             }
-            Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left => {
+            Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left | Ending::Saved => {
                 match screen.error() {
                     None => Ended::Well,
                     Some(error) => {
@@ -265,7 +294,12 @@ fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Reads a terminal until its end.
-fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn(), help: impl Fn(bool)) {
+fn read_keys(
+    guest: &SyncSender<Vec<u8>>,
+    leave: impl Fn(Ending),
+    help: impl Fn(bool),
+    saves: bool,
+) {
     let mut keyboard = Keyboard::default();
     let mut buffer = [0; 256];
     loop {
@@ -275,7 +309,7 @@ fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn(), help: impl Fn(bool))
         };
         if read == 0 {
             // The terminal is gone; nobody can leave the machine any more.
-            return leave();
+            return leave(Ending::Left);
         }
         let mut keys = Vec::new();
         for &byte in &buffer[..read] {
@@ -284,7 +318,9 @@ fn read_keys(guest: &SyncSender<Vec<u8>>, leave: impl Fn(), help: impl Fn(bool))
                     help(false);
                     keys.push(key);
                 }
-                Press::Leave => return leave(),
+                Press::Leave => return leave(Ending::Left),
+                Press::Save if saves => return leave(Ending::Saved),
+                Press::Save => say("\x07"),
                 Press::Help => help(true),
                 Press::Nothing => {}
             }
@@ -337,6 +373,7 @@ fn read_pipe(guest: &SyncSender<Vec<u8>>) {
 enum Press {
     Key(u8),
     Leave,
+    Save,
     Help,
     Nothing,
 }
@@ -357,6 +394,7 @@ impl Keyboard {
             (false, key) => Press::Key(key),
             (true, ESCAPE) => Press::Key(ESCAPE),
             (true, b'x' | b'X') => Press::Leave,
+            (true, b's' | b'S') => Press::Save,
             (true, b'h' | b'H' | b'?') => Press::Help,
             (true, _) => Press::Nothing,
         }
@@ -789,6 +827,7 @@ mod tests {
         assert_eq!(presses(b"x\x03"), [Key(b'x'), Key(3)]);
         assert_eq!(presses(b"\x01x"), [Leave]);
         assert_eq!(presses(b"\x01h\x01?"), [Help, Help]);
+        assert_eq!(presses(b"\x01s"), [Save]);
         assert_eq!(presses(b"\x01\x01x"), [Key(1), Key(b'x')]);
         assert_eq!(presses(b"\x01qx"), [Key(b'x')]);
     }

@@ -27,6 +27,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
+use serde_json::Value;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use zerocopy::byteorder::{LE, U16, U32};
@@ -37,6 +38,7 @@ use crate::error::{Blame, Blamed};
 use crate::layout::{ACPI_TABLES, ACPI_TABLES_SIZE, IOAPIC, LOCAL_APIC, virtio_mmio};
 use crate::memory::Ram;
 use crate::run::{Ending, Stop};
+use crate::snapshot::{self, Keep};
 use crate::{cmos, i8042, uart};
 
 const OEM: [u8; 6] = *b"MINKVM";
@@ -338,6 +340,17 @@ impl<I: Line> Device for Pm1<I> {
         self.change(|pm1| {
             (offset..).zip(data).for_each(|(offset, &byte)| pm1.set(offset, byte));
         });
+    }
+}
+
+impl<I: Line> Keep for Pm1<I> {
+    fn keep(&self) -> Value {
+        [self.status, self.enable].as_slice().into()
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), serde_json::Error> {
+        [self.status, self.enable] = snapshot::read(state)?;
+        Ok(())
     }
 }
 

@@ -13,8 +13,15 @@ use std::sync::{Arc, Condvar, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+#[cfg(feature = "stage08")]
+use serde::{Deserialize, Serialize, de::Error as _};
+#[cfg(feature = "stage08")]
+use serde_json::Value;
+
 use crate::bus::{Device, Interrupt, Shared};
 use crate::layout::{MMIO_HOLE, MMIO_HOLE_END};
+#[cfg(feature = "stage08")]
+use crate::snapshot::{self, Keep};
 
 /// First port: the register's number is written here; the next one is its value.
 pub const PORT: u16 = 0x70;
@@ -328,6 +335,40 @@ impl Cmos {
                 None => self.registers[usize::from(number)] = value,
             },
         }
+    }
+}
+
+/// CMOS and clock as they stand in a snapshot. The clock goes on meanwhile, as a battery's does.
+#[cfg(feature = "stage08")]
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    registers: Vec<u8>,
+    selected: u8,
+    ahead: i64,
+    held: Option<[u8; 8]>,
+    status_b: u8,
+    alarm: [u8; 3],
+}
+
+#[cfg(feature = "stage08")]
+impl Keep for Cmos {
+    fn keep(&self) -> Value {
+        let Clock { ahead, held, status_b, alarm, .. } = self.clock;
+        let (registers, selected) = (self.registers.to_vec(), self.selected);
+        let kept = Kept { registers, selected, ahead, held, status_b, alarm };
+        serde_json::to_value(kept).expect("numbers")
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), serde_json::Error> {
+        let Kept { registers, selected, ahead, held, status_b, alarm } = snapshot::read(state)?;
+        let expected = "128 registers";
+        self.registers = registers
+            .try_into()
+            .map_err(|other: Vec<u8>| serde_json::Error::invalid_length(other.len(), &expected))?;
+        self.selected = selected % 128;
+        self.clock = Clock { ahead, held, status_b, alarm, seen: now() };
+        self.changed.notify_all();
+        Ok(())
     }
 }
 

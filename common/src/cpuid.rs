@@ -4,7 +4,7 @@
 //! processor's own: its APIC ID, its number of cores. A kernel that reads them would place itself into
 //! another machine's topology. (Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E.)
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::kvm;
@@ -39,6 +39,45 @@ pub fn signature(kvm: &Kvm) -> Result<(u32, u32), kvm::Error> {
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed)?;
     let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 1);
     Ok(leaf.map_or((0, 0), |leaf| (leaf.eax, leaf.edx)))
+}
+
+/// Whether a guest that was told `wanted` finds all of that on a host that supports `here`: the same vendor's processor
+/// with the same features, or more. If not: what is missing.
+#[cfg(feature = "stage08")]
+pub(crate) fn covers(here: &[kvm_cpuid_entry2], wanted: &[kvm_cpuid_entry2]) -> Result<(), String> {
+    /// What follows the guest's own state, or is ours to say: OSXSAVE, TSC-deadline and the hypervisor bit in leaf 1's
+    /// ECX, HTT in its EDX, OSPKE in leaf 7's ECX.
+    const OSXSAVE: u32 = 1 << 27;
+    const OSPKE: u32 = 1 << 4;
+    let find = |leaves: &[kvm_cpuid_entry2], function, index| {
+        let found = leaves.iter().find(|leaf| (leaf.function, leaf.index) == (function, index));
+        found.map_or([0; 4], |leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
+    };
+    let [[_, vendor @ ..], [_, wanted_vendor @ ..]] = [find(here, 0, 0), find(wanted, 0, 0)];
+    if vendor != wanted_vendor {
+        return Err("another vendor's".to_owned());
+    }
+    // The registers of the leaves that hold features, each with the bits that don't count.
+    const FEATURES: [(u32, u32, [u32; 4]); 4] = [
+        (0x1, 0, [!0, !0, OSXSAVE | HYPERVISOR | TSC_DEADLINE, HTT]),
+        (0x7, 0, [!0, 0, OSPKE, 0]),
+        (0xD, 1, [0, !0, !0, !0]),
+        (0x8000_0001, 0, [!0, !0, 0, 0]),
+    ];
+    for (function, index, ignored) in FEATURES {
+        let (here, wanted) = (find(here, function, index), find(wanted, function, index));
+        for (((name, here), wanted), ignored) in
+            ["EAX", "EBX", "ECX", "EDX"].iter().zip(here).zip(wanted).zip(ignored)
+        {
+            let missing = wanted & !here & !ignored;
+            if missing != 0 {
+                return Err(format!(
+                    "this one lacks features ({missing:#x} in {name} of CPUID leaf {function:#x})"
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes the guest's own topology into `cpuid`.
@@ -87,8 +126,6 @@ fn describe(cpuid: &mut CpuId, id: u8, vcpus: u8, tsc_deadline: bool) {
 
 #[cfg(test)]
 mod tests {
-    use kvm_bindings::kvm_cpuid_entry2;
-
     use super::*;
 
     /// The leaves that matter, filled with a 16-core host's values.

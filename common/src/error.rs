@@ -83,6 +83,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         #[cfg(feature = "stage08")]
         linux,
         #[cfg(feature = "stage08")]
+        snapshot,
+        #[cfg(feature = "stage08")]
         virtio,
         #[cfg(feature = "stage08")]
         virtio::net

@@ -9,7 +9,7 @@
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`trace`] |
 //! | 07 | [`firmware`], [`disk`], [`boot_disk`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`vga`], [`cpuid`], [`smp`], [`mp_table`], [`multiboot`], [`protected_mode`] |
-//! | 08 | [`linux`], [`acpi`], [`msr`], [`panic_watch`], [`disk_image`], [`virtio`] |
+//! | 08 | [`linux`], [`acpi`], [`msr`], [`panic_watch`], [`disk_image`], [`virtio`], [`snapshot`] |
 //!
 //! Nothing here parses arguments, colours text or knows a terminal: what a guest prints goes to a
 //! [`std::io::Write`] that the caller hands in, so tests read a console without a process.
@@ -128,5 +128,7 @@ pub mod linux;
 pub mod msr;
 #[cfg(feature = "stage08")]
 pub mod panic_watch;
+#[cfg(feature = "stage08")]
+pub mod snapshot;
 #[cfg(feature = "stage08")]
 pub mod virtio;

@@ -13,8 +13,9 @@ use kvm_ioctls::{Kvm, VmFd};
 use rustix::mm::Advice;
 use thiserror::Error;
 use vm_memory::{
-    Address as _, Bytes as _, GuestAddress, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion as _, GuestRegionMmap, MmapRegion, ReadVolatile, mmap::MmapRegionError,
+    Address as _, Bytes as _, FileOffset, GuestAddress, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion as _, GuestRegionMmap, MmapRegion, ReadVolatile,
+    mmap::{MmapRegionBuilder, MmapRegionError},
 };
 
 use crate::error::{Blame, Blamed};
@@ -373,6 +374,29 @@ impl Vm {
         self.set(slot, region, flags)
     }
 
+    /// The same with `size` bytes of `file` from `offset` on, which the file has: a page of it is read when somebody
+    /// touches it, and what is written there is not written to the file (`MAP_PRIVATE`).
+    pub fn add_file(
+        &self,
+        slot: u32,
+        start: GuestAddress,
+        size: usize,
+        file: &Arc<fs::File>,
+        offset: u64,
+        flags: SlotFlags,
+    ) -> Result<(), Error> {
+        let memory = MmapRegionBuilder::new(size)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+            .build()
+            .map_err(|source| Error::Map { size, source })?;
+        let region = GuestRegionMmap::new(memory, start)
+            .ok_or(Error::Range { start: start.0, size })
+            .map(Arc::new)?;
+        self.set(slot, region, flags)
+    }
+
     /// Moves a slot: the same bytes appear at another guest-physical address.
     pub fn move_slot(&self, slot: u32, to: GuestAddress) -> Result<(), Error> {
         let (memory, flags) = {
@@ -404,6 +428,11 @@ impl Vm {
         // Only now may the memory go: KVM no longer points at it.
         slots.remove(&slot);
         Ok(())
+    }
+
+    /// How many bytes of memory there are in all slots.
+    pub fn size(&self) -> u64 {
+        self.slots().iter().map(|slot| slot.size).sum()
     }
 
     /// The slots in the order of their numbers.

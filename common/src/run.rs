@@ -66,6 +66,8 @@ pub enum Ending {
     Reset,
     /// The guest wrote this byte to the debug-exit port.
     Exited(u8),
+    /// Somebody outside wanted to have it saved, to go on another time.
+    Saved,
     /// Somebody outside wanted it to end: the person at the console, or what waits for a text.
     Left,
     /// The time given ran out.
@@ -183,6 +185,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the guest came back from `KVM_RUN`, by the device that it wanted or by what else it was.
 pub type Exits = BTreeMap<&'static str, u64>;
 
+/// A machine that has ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// How it ended.
+    pub ending: Ending,
+    /// What its vCPUs exited for.
+    pub exits: Exits,
+    /// The vCPUs, all that stand between two instructions: whose state is whole.
+    pub vcpus: Vec<Vcpu>,
+}
+
 /// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed. `trace`
 /// watches them.
 ///
@@ -195,7 +208,7 @@ pub fn run(
     stopped: Stopped,
     timeout: Option<Duration>,
     trace: Option<Trace>,
-) -> Result<(Ending, Exits), Error> {
+) -> Result<Ran, Error> {
     if let Some(trace) = &trace {
         trace.check(&[ports.names(), mmio.names()].concat())?;
     }
@@ -209,15 +222,16 @@ pub fn run(
     for vcpu in vcpus {
         let id = vcpu.id();
         let (buses, its_stop, trace) = (Arc::clone(&buses), stop.clone(), trace.clone());
+        let mut vcpu = vcpu;
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
             let mut exits = Exits::new();
             if let Err(error) =
-                run_one(vcpu, &buses.0, &buses.1, &its_stop, trace.as_deref(), &mut exits)
+                run_one(&mut vcpu, &buses.0, &buses.1, &its_stop, trace.as_deref(), &mut exits)
             {
                 its_stop.send(Err(error.into()));
             }
-            exits
+            (exits, finish(vcpu, &buses.0, &buses.1).ok())
         });
         match thread {
             Ok(thread) => threads.push(thread),
@@ -236,7 +250,7 @@ pub fn run(
     let ending = ending.unwrap_or(Ok(Ending::TimedOut));
     stop.asked.store(true, Ordering::Release);
 
-    let mut exits = Exits::new();
+    let (mut exits, mut vcpus) = (Exits::new(), Vec::new());
     let deadline = Instant::now() + PATIENCE;
     for thread in threads {
         // A signal that comes just before KVM_RUN is lost on it, so there may have to be another.
@@ -247,14 +261,16 @@ pub fn run(
         if !thread.is_finished() {
             continue;
         }
-        for (what, count) in thread.join().unwrap_or_default() {
+        let (its_exits, vcpu) = thread.join().unwrap_or_default();
+        for (what, count) in its_exits {
             *exits.entry(what).or_default() += count;
         }
+        vcpus.extend(vcpu);
     }
     if let Some(trace) = trace {
         trace.finish();
     }
-    Ok((ending?, exits))
+    Ok(Ran { ending: ending?, exits, vcpus })
 }
 
 /// Ends the machine if the thread that holds it panics.
@@ -282,17 +298,17 @@ extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 
 /// One vCPU's loop. Counts in `exits` what it exited for.
 fn run_one(
-    mut vcpu: Vcpu,
+    vcpu: &mut Vcpu,
     ports: &Bus,
     mmio: &Bus,
     stop: &Stop,
     trace: Option<&Trace>,
     exits: &mut Exits,
 ) -> Result<(), vcpu::Error> {
-    let mut follower = trace.map(|trace| trace.follow(&vcpu)).transpose()?;
+    let mut follower = trace.map(|trace| trace.follow(vcpu)).transpose()?;
     while !stop.asked() {
         if let Some(follower) = &mut follower {
-            follower.before_run(&vcpu)?;
+            follower.before_run(vcpu)?;
         }
         let mut exit = vcpu.run()?;
         let began = follower.as_ref().map(|_| Instant::now());
@@ -303,7 +319,7 @@ fn run_one(
         if let (Some(follower), Some(began)) = (&mut follower, began)
             && let Some(seen) = follower.see(&exit, what, began)
         {
-            follower.tell(&vcpu, seen)?;
+            follower.tell(vcpu, seen)?;
         }
         if let Some(cause) = crash {
             let rip = vcpu.regs().map_or(0, |regs| regs.rip);
@@ -311,6 +327,20 @@ fn run_one(
         }
     }
     Ok(())
+}
+
+/// Has KVM finish the instruction behind the last exit, which has been answered: it does so when `KVM_RUN` is called
+/// again. An access that crosses from one page to another takes one more exit.
+fn finish(mut vcpu: Vcpu, ports: &Bus, mmio: &Bus) -> Result<Vcpu, vcpu::Error> {
+    vcpu.set_immediate_exit(true);
+    loop {
+        match vcpu.run()? {
+            Exit::Interrupted => break,
+            mut exit => answer(&mut exit, ports, mmio),
+        };
+    }
+    vcpu.set_immediate_exit(false);
+    Ok(vcpu)
 }
 
 /// Has the device that an exit is for answer it. Returns its name, or what else the exit is, and why the guest

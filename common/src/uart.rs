@@ -8,10 +8,16 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, PoisonError};
 use std::time::Duration;
 
+#[cfg(feature = "stage08")]
+use serde::{Deserialize, Serialize, de::Error as _};
+#[cfg(feature = "stage08")]
+use serde_json::Value;
 use vm_superio::Trigger;
 use vm_superio::serial::{Serial, SerialEvents};
 
 use crate::bus::{Device, Interrupt, Shared};
+#[cfg(feature = "stage08")]
+use crate::snapshot::{self, Keep};
 
 /// First port of COM1, a PC's first serial port.
 pub const COM1: u16 = 0x3F8;
@@ -24,6 +30,10 @@ pub const COM1_IRQ: u32 = 4;
 
 const IER: u64 = 1;
 const LCR: u8 = 3;
+#[cfg(feature = "stage08")]
+const MCR: u64 = 4;
+#[cfg(feature = "stage08")]
+const SCR: u64 = 7;
 /// In IER: interrupt when a byte has been received.
 const IER_RECEIVED: u8 = 1 << 0;
 /// All of IER's bits. Linux writes them for a moment to see which kind of port this is.
@@ -88,6 +98,54 @@ impl Device for Uart {
             self.listening = data[0] & IER_RECEIVED != 0 && data[0] & IER_ALL != IER_ALL;
             self.changed.notify_all();
         }
+    }
+}
+
+/// A serial port as it stands in a snapshot.
+#[cfg(feature = "stage08")]
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    line_control: u8,
+    modem_control: u8,
+    scratch: u8,
+    received: Vec<u8>,
+}
+
+#[cfg(feature = "stage08")]
+impl Keep for Uart {
+    fn keep(&self) -> Value {
+        let state = self.serial.state();
+        let kept = Kept {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            line_control: state.line_control,
+            modem_control: state.modem_control,
+            scratch: state.scratch,
+            received: state.in_buffer,
+        };
+        serde_json::to_value(kept).expect("numbers")
+    }
+
+    /// As a driver would set it up. That the transmitter is empty, it hears once more.
+    fn restore(&mut self, state: &Value) -> Result<(), serde_json::Error> {
+        let kept: Kept = snapshot::read(state)?;
+        self.serial.enqueue_raw_bytes(&kept.received).map_err(serde_json::Error::custom)?;
+        let registers = [
+            (LCR.into(), LCR_DLAB),
+            (0, kept.divisor[0]),
+            (1, kept.divisor[1]),
+            (LCR.into(), kept.line_control & !LCR_DLAB),
+            (MCR, kept.modem_control),
+            (SCR, kept.scratch),
+        ];
+        for (offset, value) in registers {
+            self.write(offset, &[value]);
+        }
+        self.write(IER, &[kept.interrupt_enable]);
+        self.write(LCR.into(), &[kept.line_control]);
+        Ok(())
     }
 }
 

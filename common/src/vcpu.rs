@@ -34,6 +34,16 @@ pub enum Error {
         /// The errno.
         source: kvm_ioctls::Error,
     },
+    /// KVM does not take a model-specific register's value.
+    #[error("vCPU {vcpu} cannot have {value:#x} in its MSR {index:#x}")]
+    Msr {
+        /// The vCPU's number.
+        vcpu: u8,
+        /// The register's number.
+        index: u32,
+        /// What it was to have.
+        value: u64,
+    },
     /// The entry point of a real-mode program is out of reach of a 16-bit instruction pointer.
     #[error("a real-mode program starts below 64 KiB, not at {0:#x}")]
     RealModeEntry(u64),
@@ -305,6 +315,12 @@ impl Vcpu {
             VcpuExit::Unsupported(reason) => Exit::Other(reason),
             _ => Exit::Other(exit_reason(page)),
         })
+    }
+
+    /// Whether [`run`](Self::run) comes back before the guest's next instruction, when KVM has finished the one behind
+    /// the last exit (`immediate_exit`, KVM API, section 5).
+    pub fn set_immediate_exit(&mut self, on: bool) {
+        self.fd.set_kvm_immediate_exit(on.into());
     }
 
     fn failed(&self, ioctl: &'static str, source: kvm_ioctls::Error) -> Error {

@@ -704,7 +704,7 @@ fn drives_are_put_on_cables_two_by_two() {
     let drives = |count| cables((0..count).map(|_| Drive::new(Huge, "")).collect());
     let seconds =
         |count| drives(count).iter().map(|(_, slave)| slave.is_some()).collect::<Vec<_>>();
-    assert_eq!(seconds(0), []);
+    assert!(seconds(0).is_empty());
     assert_eq!(seconds(1), [false]);
     assert_eq!(seconds(3), [true, false]);
     assert_eq!(seconds(4), [true, true]);

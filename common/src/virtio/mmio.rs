@@ -8,15 +8,19 @@
 
 use std::sync::Arc;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT as _};
+use virtio_queue::{Queue, QueueState, QueueT as _};
 
 use super::worker::{Core, State};
 use crate::bus;
+use crate::snapshot::{self, Keep};
 
 // The registers' offsets (VIRTIO 1.2, 4.2.2 "MMIO Device Register Layout").
 const MAGIC_VALUE: u64 = 0x000;
@@ -78,6 +82,18 @@ impl Mmio {
             driver_features: 0,
             queue_sel: 0,
         }
+    }
+
+    /// The driver is done. The device works from now on, if all of each ring lies in memory, not only its first byte.
+    fn activate(&self, state: &mut State) {
+        let ram = self.core.ram();
+        if state.queues.iter().any(|queue| queue.ready() && !queue.is_valid(ram)) {
+            state.status |= NEEDS_RESET;
+            return;
+        }
+        state.status |= DRIVER_OK;
+        state.device.activate(self.driver_features);
+        self.core.wake.now();
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -178,15 +194,7 @@ impl Mmio {
         if new & DRIVER_OK != 0 && state.status & FEATURES_OK != 0 {
             let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
             state.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_idx));
-            // All of a ring has to lie in memory, not only its first byte.
-            let ram = self.core.ram();
-            if state.queues.iter().any(|queue| queue.ready() && !queue.is_valid(ram)) {
-                state.status |= NEEDS_RESET;
-                return;
-            }
-            state.status |= DRIVER_OK;
-            state.device.activate(self.driver_features);
-            self.core.wake.now();
+            self.activate(&mut state);
         }
     }
 }
@@ -217,5 +225,88 @@ impl bus::Device for Mmio {
         } else if let Ok(data) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(data));
         }
+    }
+}
+
+/// A device as it stands in a snapshot.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    kind: u32,
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    interrupts: u32,
+    generation: u32,
+    queues: Vec<KeptQueue>,
+    device: Value,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptQueue(#[serde(with = "QueueFields")] QueueState);
+
+/// [`QueueState`], for serde.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "QueueState")]
+struct QueueFields {
+    max_size: u16,
+    next_avail: u16,
+    next_used: u16,
+    event_idx_enabled: bool,
+    size: u16,
+    ready: bool,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+}
+
+impl Keep for Mmio {
+    fn keep(&self) -> Value {
+        let state = self.core.lock();
+        let kept = Kept {
+            kind: state.device.kind(),
+            status: state.status,
+            device_features_sel: self.device_features_sel,
+            driver_features_sel: self.driver_features_sel,
+            driver_features: self.driver_features,
+            queue_sel: self.queue_sel,
+            interrupts: self.core.wake.interrupts(),
+            generation: self.core.wake.generation(),
+            queues: state.queues.iter().map(|queue| KeptQueue(queue.state())).collect(),
+            device: state.device.keep(),
+        };
+        serde_json::to_value(kept).expect("numbers, and what a device gave as a value")
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), serde_json::Error> {
+        let kept: Kept = snapshot::read(state)?;
+        let core = Arc::clone(&self.core);
+        let mut state = core.lock();
+        if kept.kind != state.device.kind() || kept.queues.len() != state.queues.len() {
+            return Err(serde_json::Error::custom("it is of another kind of device"));
+        }
+        // What the driver chose has to be what this device, whose back end may be another one, offers.
+        let missing = kept.driver_features & !(FEATURES | state.device.features());
+        if missing != 0 {
+            return Err(serde_json::Error::custom(format!("it had features {missing:#x}")));
+        }
+        for (queue, KeptQueue(kept)) in state.queues.iter_mut().zip(kept.queues) {
+            let max_size = queue.max_size();
+            *queue = Queue::try_from(kept)
+                .ok()
+                .filter(|queue| queue.max_size() == max_size)
+                .ok_or_else(|| serde_json::Error::custom("a queue that there can't be"))?;
+        }
+        self.device_features_sel = kept.device_features_sel;
+        self.driver_features_sel = kept.driver_features_sel;
+        self.driver_features = kept.driver_features;
+        self.queue_sel = kept.queue_sel;
+        core.wake.restore(kept.interrupts, kept.generation);
+        state.status = kept.status & !DRIVER_OK;
+        if kept.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK {
+            self.activate(&mut state);
+        }
+        state.device.restore(&kept.device)
     }
 }

@@ -22,13 +22,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::Value;
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::error::{Blame, Blamed};
 use crate::memory::{Ram, Vm};
-use crate::{bus, ioeventfd, irqfd, layout, run};
+use crate::{bus, ioeventfd, irqfd, layout, run, snapshot};
 
 pub mod balloon;
 pub mod blk;
@@ -138,6 +139,17 @@ pub trait Device: Send {
 
     /// The driver begins anew: what the device holds of its former life goes.
     fn reset(&mut self) {}
+
+    /// What goes into a snapshot of it, beside its queues, which are in the guest's memory and with [`mmio`].
+    fn keep(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes that back. It has been activated, if it was then.
+    fn restore(&mut self, state: &Value) -> Result<(), serde_json::Error> {
+        let _ = state;
+        Ok(())
+    }
 }
 
 /// Copies what of `config` stands at `offset` into `data`, for [`Device::read_config`].
@@ -238,9 +250,9 @@ impl Devices {
         self.0.push(Box::new(device));
     }
 
-    /// How many there are, if there is room for them.
-    pub fn count(&self) -> Result<usize, Error> {
-        let asked = self.0.len();
+    /// How many there are with `more` that are still to come, if there is room for them.
+    pub fn count(&self, more: usize) -> Result<usize, Error> {
+        let asked = self.0.len() + more;
         if asked > layout::VIRTIO_MMIO_DEVICES { Err(Error::TooMany { asked }) } else { Ok(asked) }
     }
 }
@@ -248,14 +260,15 @@ impl Devices {
 /// Puts `devices` into the machine, each at the place that [`layout::virtio_mmio`] gives to its number, and starts
 /// their threads, which end when the result is dropped. Comes after the irqchip.
 ///
-/// A thread that panics ends the machine through `stop`.
+/// A thread that panics ends the machine through `stop`. Snapshots find the devices in `kept`.
 pub fn plug(
     vm: &Vm,
     mmio: &mut bus::Bus,
     devices: Devices,
     stop: &run::Stop,
+    kept: &mut snapshot::Devices,
 ) -> Result<Workers, Error> {
-    devices.count()?;
+    devices.count(0)?;
     let mut workers = Workers::default();
     for (number, device) in devices.0.into_iter().enumerate() {
         let name = device.name();
@@ -264,7 +277,9 @@ pub fn plug(
         let failed = |source| Error::Worker { name, source };
         let core = worker::Core::new(device, vm.ram(), Box::new(line)).map_err(failed)?;
         core.wake.connect(vm, range.start + mmio::QUEUE_NOTIFY)?;
-        mmio.insert(name, range, bus::shared(mmio::Mmio::new(core.clone())))?;
+        let registers = bus::shared(mmio::Mmio::new(core.clone()));
+        mmio.insert(name, range, registers.clone())?;
+        kept.add(format!("{name} ({number})"), registers);
         workers.start(core, stop).map_err(failed)?;
     }
     Ok(workers)

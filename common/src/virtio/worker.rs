@@ -92,6 +92,12 @@ impl Wake {
         self.0.generation.load(Ordering::Acquire)
     }
 
+    /// Both as a snapshot has them.
+    pub(super) fn restore(&self, interrupts: u32, generation: u32) {
+        self.0.interrupts.store(interrupts, Ordering::Release);
+        self.0.generation.store(generation, Ordering::Release);
+    }
+
     fn interrupt(&self, why: u32) {
         self.0.interrupts.fetch_or(why, Ordering::AcqRel);
         // An eventfd that KVM watches is never full: KVM takes what is in it.

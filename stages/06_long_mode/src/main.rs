@@ -19,7 +19,7 @@ use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
 use common::layout::PROGRAM;
 use common::memory::{Ram, Vm};
-use common::run::{self, Ending};
+use common::run::{self, Ending, Ran};
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::{kvm, long_mode};
@@ -132,7 +132,7 @@ fn machine(args: Args) -> Result<Ended> {
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (trace, limit) = (args.trace.start(), args.console.timeout);
-    let (ending, exits) = run::run(vec![vcpu], ports, Bus::new(), stopped, limit, trace)?;
+    let Ran { ending, exits, .. } = run::run(vec![vcpu], ports, Bus::new(), stopped, limit, trace)?;
     let ended = console.finish(&ending, &exits);
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {

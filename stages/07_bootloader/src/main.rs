@@ -19,9 +19,10 @@ use common::firmware::{self, LOG_PORT, Log, POST_PORT, PostCode};
 use common::hypercall::{self, DebugExit};
 use common::i8042::{self, I8042, SystemControl};
 use common::irqfd::{self, Irqfd};
+use common::run::{self, Ran};
 use common::uart::{self, Uart};
 use common::vga::{self, Picture, Vga};
-use common::{cpuid, ide, kvm, mp_table, multiboot, run, smp};
+use common::{cpuid, ide, kvm, mp_table, multiboot, smp};
 
 fn main() -> ExitCode {
     cli::main(machine)
@@ -88,7 +89,7 @@ fn machine(args: Args) -> Result<Ended> {
         }
     }
     let (trace, limit) = (args.trace.start(), args.console.timeout);
-    let (ending, exits) = run::run(vcpus, ports, Bus::new(), stopped, limit, trace)?;
+    let Ran { ending, exits, .. } = run::run(vcpus, ports, Bus::new(), stopped, limit, trace)?;
     let ended = console.finish(&ending, &exits);
     if args.kernel.is_none() && matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {
         cli::eprintln!("the last POST code was {:02X}h", post.last());

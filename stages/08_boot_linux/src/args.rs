@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -133,6 +133,18 @@ pub struct Args {
     /// Where this terminal is in the guest. Kernels without a driver for hvc0 are silent there
     #[arg(long = "console", help_heading = "Devices", value_enum, value_name = "TTY", default_value_t = Tty::TtyS0)]
     tty: Tty,
+
+    /// Have Ctrl-A s, or the signal USR1, save the machine to this folder and end. Its memory, processors and devices
+    /// are saved, what its disks hold is not: leave them as they are until it is restored. Balloon and vsock, whose
+    /// other end is not in the machine, can't be saved
+    #[arg(long, help_heading = "Snapshots", value_name = "DIR", conflicts_with_all = ["balloon", "vsock"])]
+    pub snapshot_to: Option<PathBuf>,
+
+    /// Go on with the machine that was saved to this folder, given the same devices. It can be restored any number of
+    /// times
+    #[arg(long, help_heading = "Snapshots", value_name = "DIR", conflicts_with_all = ["kernel", "entry", "no_cache", "initrd", "no_initrd",
+          "cmdline", "append", "memory", "hugepages", "cpus", "balloon", "vsock"])]
+    pub restore: Option<PathBuf>,
 
     #[command(flatten)]
     pub console: console::Flags,
@@ -287,6 +299,12 @@ impl Args {
         if self.verbose {
             cautions.iter().flatten().for_each(|caution| cli::eprintln!("{caution}"));
         }
+    }
+
+    /// That the machine is in `folder` now, with `bytes` of its memory.
+    pub fn tell_saved(&self, folder: &Path, bytes: u64) {
+        let (folder, mib) = (folder.display(), bytes.div_ceil(1 << 20));
+        cli::eprintln!("saved to {folder}, {mib} MiB of memory; go on with --restore {folder}");
     }
 
     /// With `--verbose`: what the loader found and did.

@@ -9,6 +9,7 @@ mod nets;
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use args::Args;
@@ -20,26 +21,92 @@ use common::i8042::{self, I8042};
 use common::irqfd::{self, Irqfd};
 use common::memory::{self, Vm};
 use common::panic_watch::PanicWatch;
+use common::run::{self, Ending, Ran};
 use common::uart::{self, Uart};
+use common::vcpu::Vcpu;
 use common::virtio::console::{self as hvc, Size};
-use common::{acpi, kvm, linux, msr, run, smp, virtio};
+use common::{acpi, kvm, linux, msr, smp, snapshot, virtio};
+use kvm_ioctls::Kvm;
 
 fn main() -> ExitCode {
-    cli::main(boot)
+    cli::main(machine)
 }
 
-fn boot(args: Args) -> Result<Ended> {
+/// Memory and vCPUs, then devices around them; and until it ends, the guest has the word.
+fn machine(args: Args) -> Result<Ended> {
+    let mut devices = args.devices()?;
+    let count = devices.count(args.hvc().into())?;
+    args.snapshot_to.as_deref().map(snapshot::prepare).transpose()?;
+    let kvm = kvm::open()?;
+    let saved = args.restore.as_deref().map(snapshot::open).transpose()?;
+    let (vm, vcpus) = match &saved {
+        Some(saved) => saved.machine(&kvm)?,
+        None => boot(&args, &kvm, count)?,
+    };
+
+    // The terminal from which we were started becomes the guest's.
+    let (stop, stopped) = run::stop();
+    let mut console = Console::open(&args.console, stop.clone())?;
+    let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
+    let hvc = args.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
+
+    // What the guest finds at its ports: a serial port, a clock, and two ways to end the machine, which has a power
+    // button.
+    let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, screen));
+    let mut ports = Bus::new();
+    ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
+    let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop.clone()));
+    ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042.clone())?;
+    let cmos = shared(Cmos::new(vm.size()));
+    ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), cmos.clone())?;
+    let pm1 = shared(acpi::Pm1::new(Irqfd::new(&vm, acpi::SCI)?, stop.clone()));
+    ports.insert("ACPI PM1", bus::ports(acpi::PM1_PORT, acpi::PM1_PORTS), pm1.clone())?;
+
+    // And in its memory: devices made for virtual machines, each with a thread of its own.
+    let mut kept = snapshot::Devices::default();
+    let mut mmio = Bus::new();
+    let workers = virtio::plug(&vm, &mut mmio, devices, &stop, &mut kept)?;
+
+    // What a snapshot has of them, beside what KVM gives out itself.
+    kept.add("serial port", uart.clone());
+    kept.add("i8042", i8042);
+    kept.add("CMOS", cmos.clone());
+    kept.add("ACPI PM1", pm1.clone());
+    saved.map(|saved| kept.restore(&saved)).transpose()?;
+
+    // The clock's alarm rings, the power button can be pressed, and the machine saved.
+    cmos::ring(cmos, Irqfd::new(&vm, cmos::IRQ)?)?;
+    console.on_sigterm(move || acpi::press_power_button(&pm1))?;
+    if args.snapshot_to.is_some() {
+        console.let_save()?;
+    }
+
+    // Keys go in, the guest runs, and how it ended is how we end.
+    match hvc {
+        Some(terminal) => console.type_into(move |keys| terminal.type_in(keys))?,
+        None => console.type_into(move |keys| uart::type_in(&uart, keys))?,
+    }
+    let (count, trace, limit) = (vcpus.len(), args.trace.start(), args.console.timeout);
+    let Ran { ending, exits, vcpus } = run::run(vcpus, ports, mmio, stopped, limit, trace)?;
+    drop(workers);
+    if let (Ending::Saved, Some(folder)) = (&ending, &args.snapshot_to) {
+        let bytes = snapshot::save(folder, &kvm, &vm, &vcpus, count, &kept)?;
+        args.tell_saved(folder, bytes);
+    }
+    Ok(console.finish(&panicked.judge(ending), &exits))
+}
+
+/// Makes a machine at the beginning of its life, with the kernel loaded.
+fn boot(args: &Args, kvm: &Kvm, virtio_devices: usize) -> Result<(Arc<Vm>, Vec<Vcpu>)> {
     let (kernel_path, initrd_path) = args.files()?;
     let cmdline = args.cmdline();
-    let mut devices = args.devices()?;
 
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
-    let kvm = kvm::open()?;
-    args.caution([memory::caution(args.memory), smp::caution(&kvm, args.cpus)]);
-    let vm = Vm::with_ram_of(&kvm, args.memory, args.pages())?;
+    args.caution([memory::caution(args.memory), smp::caution(kvm, args.cpus)]);
+    let vm = Vm::with_ram_of(kvm, args.memory, args.pages())?;
     let ram = vm.ram();
 
-    // The boot loader's part: the kernel and the initrd.
+    // The boot loader's part: the kernel, the initrd, and what the kernel is told about its machine.
     let kernel = linux::load_kernel(&ram, &kernel_path, &args.kernel_options())
         .with_context(|| format!("kernel {}", kernel_path.display()))?;
     let initrd = initrd_path
@@ -49,52 +116,17 @@ fn boot(args: Args) -> Result<Ended> {
         })
         .transpose()?;
     args.tell(&kernel.notes, &initrd, &cmdline);
-
-    // The terminal from which we were started becomes the guest's.
-    let (stop, stopped) = run::stop();
-    let console = Console::open(&args.console, stop.clone())?;
-    let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
-    let hvc = args.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
-
-    // What the kernel is told about its machine.
-    let rsdp = acpi::write_tables(&ram, args.cpus, devices.count()?)?;
+    let rsdp = acpi::write_tables(&ram, args.cpus, virtio_devices)?;
     linux::write_boot_params(&ram, &kernel, initrd, &cmdline, rsdp)?;
 
     // Interrupt controllers and timer inside KVM; then the vCPUs, which get their local APICs from it. The first
     // begins with the kernel; the others wait until it wakes them.
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
-    let vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
+    let vcpus = smp::create_vcpus(kvm, &vm, args.cpus)?;
     vcpus.iter().try_for_each(msr::set)?;
     linux::enter(&vcpus[0], &ram, &kernel)?;
-
-    // What the guest finds at its ports: a serial port, a clock, and two ways to end the machine, which has a power
-    // button.
-    let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, screen));
-    let mut ports = Bus::new();
-    ports.insert("serial port", bus::ports(uart::COM1, uart::PORTS), uart.clone())?;
-    let i8042 = shared(I8042::new(Irqfd::new(&vm, i8042::IRQ)?, stop.clone()));
-    ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042)?;
-    let cmos = shared(Cmos::new(args.memory));
-    ports.insert("CMOS", bus::ports(cmos::PORT, cmos::PORTS), cmos.clone())?;
-    cmos::ring(cmos, Irqfd::new(&vm, cmos::IRQ)?)?;
-    let pm1 = shared(acpi::Pm1::new(Irqfd::new(&vm, acpi::SCI)?, stop.clone()));
-    ports.insert("ACPI PM1", bus::ports(acpi::PM1_PORT, acpi::PM1_PORTS), pm1.clone())?;
-    console.on_sigterm(move || acpi::press_power_button(&pm1))?;
-
-    // And in its memory: devices made for virtual machines, each with a thread of its own.
-    let mut mmio = Bus::new();
-    let workers = virtio::plug(&vm, &mut mmio, devices, &stop)?;
-
-    // Keys go in, the guest runs, and how it ended is how we end.
-    match hvc {
-        Some(terminal) => console.type_into(move |keys| terminal.type_in(keys))?,
-        None => console.type_into(move |keys| uart::type_in(&uart, keys))?,
-    }
-    let (trace, limit) = (args.trace.start(), args.console.timeout);
-    let (ending, exits) = run::run(vcpus, ports, mmio, stopped, limit, trace)?;
-    drop(workers);
-    Ok(console.finish(&panicked.judge(ending), &exits))
+    Ok((vm, vcpus))
 }
 
 /// Adds a virtio console for the person's terminal: what is printed there is watched as on the serial port, the device

@@ -7,6 +7,7 @@ mod command_line;
 mod devices;
 mod machine;
 mod net;
+mod snapshot;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -335,11 +336,10 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
     thread::spawn(move || {
         uart::type_in(&uart, b"free -m\ndmesg | grep BIOS-e820: | tail -n 1\nreboot -f\n")
     });
-    let (ending, _) =
-        run::run(vec![vcpu], ports, Bus::new(), stopped, Some(PATIENCE), None).unwrap();
+    let ran = run::run(vec![vcpu], ports, Bus::new(), stopped, Some(PATIENCE), None).unwrap();
 
     let printed = printed.text();
-    assert_eq!(ending, Ending::Reset, "{printed}");
+    assert_eq!(ran.ending, Ending::Reset, "{printed}");
     let above = "BIOS-e820: [mem 0x0000000100000000-0x000000010fffffff] usable";
     assert!(printed.contains(above), "{printed}");
     let free = printed.split("Mem:").nth(1).and_then(|rest| rest.split_whitespace().next());

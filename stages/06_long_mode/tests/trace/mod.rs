@@ -82,7 +82,8 @@ fn run(program: &[u8], memory: Range<u64>, words: &str, long: bool) -> (Vec<Even
     mmio.insert("recorder", memory.clone(), recorder(Space::Memory, memory.start)).unwrap();
     let events = Events::default();
     let trace = Trace::new(words.parse().unwrap(), events.clone());
-    let (ending, _) = run::run(vec![vcpu], io, mmio, stopped, Some(PATIENCE), Some(trace)).unwrap();
+    let ran = run::run(vec![vcpu], io, mmio, stopped, Some(PATIENCE), Some(trace)).unwrap();
+    let ending = ran.ending;
     let events = events.0.lock().unwrap().clone();
     assert_eq!(ending, Ending::Exited(0), "{events:#x?}");
     let seen = seen.lock().unwrap().clone();
