@@ -182,7 +182,9 @@ fn text_or_list(value: &DeValue<'_>) -> Result<String, String> {
     }
     // In front, a word would be a value without its key.
     if elements.is_empty() {
-        return Err("a table has at least one key with a value".to_owned());
+        return Err(
+            "a table has at least one key with a value; words alone are a string".to_owned()
+        );
     }
     elements.append(&mut words);
     Ok(elements.join(","))
