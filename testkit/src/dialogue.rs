@@ -122,19 +122,26 @@ impl Dialogue {
     /// shows if it does not come in time.
     #[track_caller]
     pub fn shows(&mut self, text: &str) -> &mut Self {
-        self.see(&format!("{text:?} was not shown"), |window| window.contains(text))
+        self.see(&format!("{text:?} was not shown"), |it| it.window().contains(text))
     }
 
     /// Waits until `text` no longer stands in the window.
     #[track_caller]
     pub fn hides(&mut self, text: &str) -> &mut Self {
-        self.see(&format!("{text:?} was shown"), |window| !window.contains(text))
+        self.see(&format!("{text:?} was shown"), |it| !it.window().contains(text))
+    }
+
+    /// Waits until the cursor is in this row and column of the terminal.
+    #[track_caller]
+    pub fn shows_cursor_at(&mut self, place: (u16, u16)) -> &mut Self {
+        let otherwise = format!("the cursor did not come to {place:?}");
+        self.see(&otherwise, |it| it.terminal().cursor_position() == place)
     }
 
     #[track_caller]
-    fn see(&mut self, otherwise: &str, seen: impl Fn(&str) -> bool) -> &mut Self {
+    fn see(&mut self, otherwise: &str, seen: impl Fn(&Self) -> bool) -> &mut Self {
         let deadline = Instant::now() + self.program.patience;
-        while !seen(&self.window()) {
+        while !seen(self) {
             let more = self.read();
             if Instant::now() >= deadline || !more && matches!(self.child.try_wait(), Ok(Some(_))) {
                 let window = crate::indented(&self.window());
