@@ -112,8 +112,9 @@ fn usage(error: &clap::Error) -> String {
         line = line + between + part;
     }
     match error.kind() {
-        ErrorKind::UnknownArgument if !line.contains("; ") => line + "; --help has what there is",
-        _ => line,
+        // That says itself what is expected.
+        ErrorKind::ValueValidation => line,
+        _ => line + "; --help has what there is",
     }
 }
 
