@@ -252,6 +252,10 @@ impl Args {
 
     /// The machine's virtio devices.
     pub fn devices(&self) -> Result<virtio::Devices> {
+        ensure!(
+            self.snapshot_to.is_none() || !self.disks.iter().any(disks::Disk::forgets),
+            "--snapshot-to saves no disk, and what goes to one with `snapshot` is thrown away; give that disk as rw or ro"
+        );
         let mut devices = virtio::Devices::default();
         for (number, disk) in self.disks.iter().enumerate() {
             devices.add(disk.open(&disks::name(number), self.verbose)?);

@@ -44,6 +44,11 @@ impl Disk {
         Ok(Self { path, options: Options { access, format, backing }, serial })
     }
 
+    /// Whether what is written to it is thrown away at the end.
+    pub fn forgets(&self) -> bool {
+        self.options.access == Access::Snapshot
+    }
+
     /// Opens it. With `verbose`, says on stderr what the guest's `name` is.
     pub fn open(&self, name: &str, verbose: bool) -> Result<Blk> {
         let path = self.path.display();

@@ -10,16 +10,24 @@ use testkit::Dialogue;
 use crate::{PATIENCE, PROMPT, program, text};
 
 fn restored(folder: &Path, more: &[&str]) -> Dialogue {
-    program().args(["--restore", &text(folder)]).args(more).patience(PATIENCE).on_terminal()
+    let disk = text(&folder.with_extension("img"));
+    let args = ["--restore", &text(folder), "--disk", &disk];
+    program().args(args).args(more).patience(PATIENCE).on_terminal()
 }
 
 /// Boots with `cpus`, and leaves a shell with something in its memory and a program that runs.
 fn saved(folder: &Path, cpus: &str) {
+    let disk = folder.with_extension("img");
+    fs::write(&disk, [0; 1 << 20]).unwrap();
     let args = ["--cpus", cpus, "--memory", "256M", "--rng", "--snapshot-to", &text(folder)];
-    let mut guest = program().args(args).on_terminal();
+    let mut guest = program().args(args).args(["--disk", &text(&disk)]).on_terminal();
     guest.expect(PROMPT);
+    guest
+        .send("echo disk > /tmp/disk; dd if=/tmp/disk of=/dev/vda conv=fsync\r")
+        .expect("records out")
+        .expect(PROMPT);
     guest.send("word=kept; seq 1 20000 > /tmp/seq; md5sum < /tmp/seq > /tmp/sum\r").expect(PROMPT);
-    guest.send("(while :; do echo >> /tmp/n; done) & echo started\r");
+    guest.send(": > /tmp/n; (while sleep 1; do echo >> /tmp/n; done) & echo started\r");
     guest.expect("started\r\n").expect(PROMPT);
     guest.send("\x01s");
     guest.expect("saved to ").expect(" MiB of memory; go on with --restore ");
@@ -32,7 +40,7 @@ fn goes_on(folder: &Path, cpus: &str) {
     guest.send("\recho $word; md5sum < /tmp/seq | cmp - /tmp/sum && echo same\r");
     guest.expect("kept\r\n").expect("same\r\n").expect(PROMPT);
     guest.send(
-        "a=$(wc -l < /tmp/n); sleep 1; b=$(wc -l < /tmp/n); [ \"$b\" -gt \"$a\" ] && echo ru''nning\r",
+        "a=$(wc -l < /tmp/n); sleep 3; b=$(wc -l < /tmp/n); [ \"$b\" -gt \"$a\" ] && echo ru''nning\r",
     );
     guest.expect("running\r\n").expect(PROMPT);
     guest
@@ -70,14 +78,17 @@ fn is_replaced_as_a_whole(folder: &Path) {
 /// What can't be a snapshot of this machine is refused in a line.
 fn is_refused_when_spoilt(folder: &Path) {
     let refused = |more: &[&str], why: &str| {
-        let ran = program().args(["--restore", &text(folder)]).args(more).run();
+        let disk = text(&folder.with_extension("img"));
+        let ran = program().args(["--restore", &text(folder), "--disk", &disk]).args(more).run();
         ran.refused(2, why);
     };
     refused(
         &[],
-        "the snapshot is of a machine with other devices: there is no virtio rng (0) here",
+        "the snapshot is of a machine with other devices: there is no virtio rng (1) here",
     );
     refused(&["--rng", "--cpus", "2"], "cannot be used with");
+    let forgetful = ["--disk", "x.img,snapshot", "--snapshot-to", &text(folder)];
+    program().args(forgetful).run().refused(2, "--snapshot-to saves no disk");
     let path = folder.join("state.json");
     let state = fs::read_to_string(&path).unwrap();
     for (spoilt, why) in [
