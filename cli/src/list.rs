@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use common::disk::Access;
+
 /// The value of an option that describes a device: elements with commas between them, each of which is
 /// `key=value` or a word. A comma that belongs to a value is written twice.
 ///
@@ -91,6 +93,16 @@ impl List {
             Some(value) if !value.is_empty() => Ok(Some(value)),
             _ => Err(format!("{key} has no value: {key}={what}")),
         }
+    }
+
+    /// What may be done with a disk: everything, if no word says otherwise.
+    pub fn access(&mut self) -> Result<Access, String> {
+        let access = self.word(&[
+            ("rw", Access::ReadWrite),
+            ("ro", Access::ReadOnly),
+            ("snapshot", Access::Snapshot),
+        ])?;
+        Ok(access.unwrap_or(Access::ReadWrite))
     }
 
     /// What the one of these words stands for that is there.

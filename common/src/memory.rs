@@ -368,10 +368,7 @@ impl Vm {
         pages: Pages,
     ) -> Result<(), Error> {
         let memory = map(start, size, pages)?;
-        let region = GuestRegionMmap::new(memory, start)
-            .ok_or(Error::Range { start: start.0, size })
-            .map(Arc::new)?;
-        self.set(slot, region, flags)
+        self.put(slot, Arc::new(memory), start, flags)
     }
 
     /// The same with `size` bytes of `file` from `offset` on, which the file has: a page of it is read when somebody
@@ -391,10 +388,7 @@ impl Vm {
             .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
             .build()
             .map_err(|source| Error::Map { size, source })?;
-        let region = GuestRegionMmap::new(memory, start)
-            .ok_or(Error::Range { start: start.0, size })
-            .map(Arc::new)?;
-        self.set(slot, region, flags)
+        self.put(slot, Arc::new(memory), start, flags)
     }
 
     /// Moves a slot: the same bytes appear at another guest-physical address.
@@ -404,11 +398,7 @@ impl Vm {
             let old = slots.get(&slot).ok_or(Error::NoSlot(slot))?;
             (old.region.get_mmap(), old.flags)
         };
-        let size = memory.size();
-        let region = GuestRegionMmap::with_arc(memory, to)
-            .ok_or(Error::Range { start: to.0, size })
-            .map(Arc::new)?;
-        self.set(slot, region, flags)
+        self.put(slot, memory, to, flags)
     }
 
     /// Changes a slot's flags; KVM allows that only for `log_dirty`.
@@ -474,6 +464,21 @@ impl Vm {
                 (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| first + bit)
             })
             .collect())
+    }
+
+    /// Creates or moves a slot: `memory` appears at `start`.
+    fn put(
+        &self,
+        slot: u32,
+        memory: Arc<MmapRegion>,
+        start: GuestAddress,
+        flags: SlotFlags,
+    ) -> Result<(), Error> {
+        let size = memory.size();
+        let region = GuestRegionMmap::with_arc(memory, start)
+            .ok_or(Error::Range { start: start.0, size })
+            .map(Arc::new)?;
+        self.set(slot, region, flags)
     }
 
     /// Creates or changes a slot and keeps its memory alive.

@@ -21,13 +21,9 @@ impl Disk {
     pub fn parse(text: OsString) -> Result<Self, String> {
         let mut list = List::parse(&text)?;
         let path = list.first("path", "FILE")?.into();
-        let access = list.word(&[
-            ("rw", Access::ReadWrite),
-            ("ro", Access::ReadOnly),
-            ("snapshot", Access::Snapshot),
-        ])?;
+        let access = list.access()?;
         list.end()?;
-        Ok(Self { path, access: access.unwrap_or(Access::ReadWrite) })
+        Ok(Self { path, access })
     }
 }
 

@@ -23,11 +23,7 @@ impl Disk {
     pub fn parse(text: OsString) -> Result<Self, String> {
         let mut list = List::parse(&text)?;
         let path = list.first("path", "FILE")?.into();
-        let access = list.word(&[
-            ("rw", Access::ReadWrite),
-            ("ro", Access::ReadOnly),
-            ("snapshot", Access::Snapshot),
-        ])?;
+        let access = list.access()?;
         let format = match list.value("format", "raw|qcow2")? {
             None => None,
             Some(word) if word == "raw" => Some(Format::Raw),
@@ -40,7 +36,6 @@ impl Disk {
         let serial = list.value("serial", "TEXT")?.unwrap_or_default();
         list.end()?;
         check_serial(&serial)?;
-        let access = access.unwrap_or(Access::ReadWrite);
         Ok(Self { path, options: Options { access, format, backing }, serial })
     }
 
