@@ -22,7 +22,6 @@ pub struct State {
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// How quickly its time-stamp counter counts, in kHz; 0 where KVM doesn't say.
     tsc_khz: u32,
-    tsc: u64,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
@@ -41,7 +40,7 @@ pub fn save(kvm: &Kvm, vcpu: &Vcpu) -> Result<State, Error> {
     let id = vcpu.id();
     let failed = |ioctl| move |source| Error::Ioctl { ioctl, vcpu: id, source };
     let fd = vcpu.fd();
-    // A processor's events come before what they change: KVM works off what is pending in reading them.
+    // First, since KVM lets a pending INIT or STARTUP take effect when this is read.
     let mp_state = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
     let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?;
     let xcrs = match kvm.check_extension(Cap::Xcrs) {
@@ -50,11 +49,9 @@ pub fn save(kvm: &Kvm, vcpu: &Vcpu) -> Result<State, Error> {
     };
     let indices = kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
     let msrs = read_msrs(vcpu, indices.as_slice())?;
-    let tsc = msrs.iter().find(|(index, _)| *index == TSC).map_or(0, |(_, value)| *value);
     Ok(State {
         cpuid: cpuid.as_slice().to_vec(),
         tsc_khz: fd.get_tsc_khz().unwrap_or(0),
-        tsc,
         mp_state,
         regs: vcpu.regs()?,
         sregs: vcpu.sregs()?,
@@ -106,7 +103,8 @@ impl State {
 
     fn restore_msrs(&self, vcpu: &Vcpu, elapsed: u64) -> Result<(), Error> {
         let ticks = u128::from(elapsed) * u128::from(self.tsc_khz) / 1_000_000;
-        let tsc = self.tsc.wrapping_add(ticks as u64);
+        let saved = self.msrs.iter().find(|(index, _)| *index == TSC);
+        let tsc = saved.map_or(0, |(_, tsc)| *tsc).wrapping_add(ticks as u64);
         // What a new vCPU has already need not be set, and some of it can't be.
         let indices: Vec<_> = self.msrs.iter().map(|(index, _)| *index).collect();
         let has = read_msrs(vcpu, &indices)?;
