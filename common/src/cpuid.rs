@@ -4,7 +4,9 @@
 //! processor's own: its APIC ID, its number of cores. A kernel that reads them would place itself into
 //! another machine's topology. (Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E.)
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+#[cfg(any(feature = "stage08", test))]
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::kvm;

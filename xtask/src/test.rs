@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -101,9 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The names of all checks.
 fn names() -> Vec<String> {
-    let milestones = STAGES
-        .iter()
-        .flat_map(|stage| ["lab", "host"].map(|place| format!("milestone {stage} ({place})")));
+    let milestones = milestones().into_iter().map(|milestone| milestone.name());
     let others = workspace_checks().into_iter().chain(walk_checks()).map(|check| check.name);
     others.chain(milestones).collect()
 }
@@ -154,7 +152,8 @@ fn workspace_checks() -> Vec<Check> {
     // Alone, a stage's `common` has only what the stages up to it introduced.
     checks.extend(STAGES.iter().map(|stage| {
         let package = format!("stage-{}", &stage[..2]);
-        Check::cargo(&format!("layers of {stage}"), &["check", "--package", &package])
+        let lint = ["clippy", "--package", &package, "--", "-Dwarnings"];
+        Check::cargo(&format!("layers of {stage}"), &lint)
     }));
     let mut units = vec!["test", "--workspace", "--no-fail-fast"];
     let packages: Vec<_> = STAGES.iter().map(|stage| format!("stage-{}", &stage[..2])).collect();
@@ -177,39 +176,92 @@ fn walk_checks() -> Vec<Check> {
     checks
 }
 
-/// The milestone tests: each stage in the lab, and once more on the host if its KVM can do the job.
-fn milestone_checks(wanted: impl Fn(&str) -> bool) -> Result<Vec<Check>> {
-    let candidates: Vec<_> = ["lab", "host"]
+/// A stage's milestone tests, or a part of them, in one place.
+struct Milestone {
+    stage: &'static str,
+    /// What `MINI_KVM` says: `lab` or `host`.
+    place: &'static str,
+    /// Which part of how many.
+    part: (usize, usize),
+}
+
+impl Milestone {
+    fn name(&self) -> String {
+        let Self { stage, place, part: (part, parts) } = self;
+        match parts {
+            1 => format!("milestone {stage} ({place})"),
+            _ => format!("milestone {stage} ({place}, part {part} of {parts})"),
+        }
+    }
+
+    /// The check that runs it by this executable.
+    fn check(&self, executable: &Path) -> Result<Check> {
+        let mut command = Command::new(workspace::root().join("lab/run"));
+        command.arg(executable).arg("--show-output").env("MINI_KVM", self.place);
+        command.current_dir(workspace::root().join("stages").join(self.stage));
+        let (part, parts) = self.part;
+        if parts > 1 {
+            let tests = tests_of(executable)?;
+            command.arg("--exact").args(tests.iter().skip(part - 1).step_by(parts));
+        }
+        Ok(Check { name: self.name(), command })
+    }
+}
+
+/// Every stage in the lab, and once more on the host. The last stages take longest; started first, they leave no
+/// core idle at the end. Linux boots in nearly every test of the last one, which takes as long as all others
+/// together: in parts, it runs on two cores.
+fn milestones() -> Vec<Milestone> {
+    let parts = |stage, place| if (stage, place) == (STAGES[7], "lab") { 2 } else { 1 };
+    ["lab", "host"]
         .into_iter()
-        // The last stages take longest; started first, they leave no core idle at the end.
         .flat_map(|place| STAGES.iter().rev().map(move |stage| (*stage, place)))
-        .map(|(stage, place)| (format!("milestone {stage} ({place})"), stage, place))
-        .filter(|(name, ..)| wanted(name))
-        .collect();
+        .flat_map(|(stage, place)| {
+            let parts = parts(stage, place);
+            (1..=parts).map(move |part| Milestone { stage, place, part: (part, parts) })
+        })
+        .collect()
+}
+
+/// The names of the tests in a test executable.
+fn tests_of(executable: &Path) -> Result<Vec<String>> {
+    let output = Command::new(executable)
+        .args(["--list", "--format", "terse"])
+        .output()
+        .with_context(|| format!("cannot start {}", executable.display()))?;
+    ensure!(output.status.success(), "{} does not list its tests", executable.display());
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let tests: Vec<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    ensure!(!tests.is_empty(), "{} lists no tests", executable.display());
+    Ok(tests.into_iter().map(str::to_owned).collect())
+}
+
+/// The milestone tests in the lab, and on the host those that its KVM can do.
+fn milestone_checks(wanted: impl Fn(&str) -> bool) -> Result<Vec<Check>> {
+    let candidates: Vec<_> =
+        milestones().into_iter().filter(|milestone| wanted(&milestone.name())).collect();
     if candidates.is_empty() {
         return Ok(Vec::new());
     }
     let executables = build_milestones()?;
-    let able = if candidates.iter().any(|(.., place)| *place == "host") {
+    let able = if candidates.iter().any(|milestone| milestone.place == "host") {
         stages_the_host_can_run()?
     } else {
         Vec::new()
     };
     let (can, cannot): (Vec<_>, Vec<_>) = candidates
         .into_iter()
-        .partition(|(_, stage, place)| *place == "lab" || able.contains(stage));
-    for (name, ..) in cannot {
+        .partition(|milestone| milestone.place == "lab" || able.contains(&milestone.stage));
+    for milestone in cannot {
+        let name = milestone.name();
         eprintln!("   - {name}: not run, this host's KVM cannot do it (01_create_vm says why)");
     }
     can.into_iter()
-        .map(|(name, stage, place)| {
+        .map(|milestone| {
             let executable = executables
-                .get(&format!("stage_{}", &stage[..2]))
-                .with_context(|| format!("{stage} has no milestone tests"))?;
-            let mut command = Command::new(workspace::root().join("lab/run"));
-            command.arg(executable).arg("--show-output").env("MINI_KVM", place);
-            command.current_dir(workspace::root().join("stages").join(stage));
-            Ok(Check { name, command })
+                .get(&format!("stage_{}", &milestone.stage[..2]))
+                .with_context(|| format!("{} has no milestone tests", milestone.stage))?;
+            milestone.check(executable)
         })
         .collect()
 }
