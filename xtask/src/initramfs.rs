@@ -14,10 +14,12 @@ use lab::modules::Folder;
 use crate::workspace;
 
 /// The drivers of what stage 08 can offer, for kernels that have them as modules. Each brings what it depends on. The first
-/// two are the power button's: its own, and the one by which programs see it pressed.
-const WANTED: [&str; 9] = [
+/// two are the power button's: its own, and the one by which programs see it pressed. The third is for systemd, which wants
+/// it before it can look for modules on its own disk.
+const WANTED: [&str; 10] = [
     "button",
     "evdev",
+    "autofs4",
     "virtio_mmio",
     "virtio_blk",
     "virtio_net",
@@ -98,12 +100,12 @@ pub fn collect_modules(from: &Path, to: &Path) -> Result<()> {
 /// The list of what was wanted when the modules were collected.
 const STAMP: &str = "modules.wanted";
 
-/// Whether `modules` has been filled with what is wanted now.
+/// Whether `modules` has been filled with what is wanted now. A kernel without modules leaves it empty.
 pub fn has_modules(modules: &Path) -> bool {
     let current = |release: PathBuf| {
         fs::read_to_string(release.join(STAMP)).is_ok_and(|had| had == WANTED.join("\n"))
     };
-    entries(modules).is_ok_and(|releases| releases.into_iter().any(current))
+    entries(modules).is_ok_and(|releases| releases.into_iter().all(current))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
