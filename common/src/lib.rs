@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
-//! | 03 | [`deadline`], [`disasm`], [`regs`], [`step`], [`vcpu`] |
+//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`page_walk`], [`regs`], [`step`], [`vcpu`] |
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`trace`] |
@@ -49,6 +49,10 @@ mod vcpu;
 #[cfg(feature = "stage03")]
 pub mod vcpu;
 
+#[cfg(feature = "stage03")]
+pub mod descriptor;
+#[cfg(feature = "stage03")]
+pub mod page_walk;
 #[cfg(feature = "stage03")]
 pub mod regs;
 #[cfg(feature = "stage03")]

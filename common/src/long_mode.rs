@@ -10,6 +10,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::descriptor::encode;
 use crate::error::{Blame, Blamed};
 use crate::layout::{BOOT_GDT, BOOT_PAGE_TABLES, LARGE_PAGE, PAGE_SIZE};
 use crate::memory::Ram;
@@ -118,7 +119,7 @@ pub(crate) fn set_flat_segments(
 ) -> Result<(), Error> {
     let data = segment(code.selector + DESCRIPTOR, false);
     let unused = usize::from(code.selector / DESCRIPTOR);
-    let gdt = repeat_n(0, unused).chain([descriptor(&code), descriptor(&data)]);
+    let gdt = repeat_n(0, unused).chain([encode(&code), encode(&data)]);
     let gdt_bytes: Vec<u8> = gdt.flat_map(u64::to_le_bytes).collect();
     ram.write_slice(&gdt_bytes, BOOT_GDT)?;
     sregs.gdt.base = BOOT_GDT.0;
@@ -150,59 +151,9 @@ pub(crate) fn segment(selector: u16, code: bool) -> kvm_segment {
     }
 }
 
-/// The same segment as its 8 bytes in a GDT (Intel SDM vol. 3, figure 3-8).
-fn descriptor(segment: &kvm_segment) -> u64 {
-    let bits = |value: u8, shift: u32| u64::from(value) << shift;
-    // With G set the limit counts pages.
-    let limit = u64::from(segment.limit >> if segment.g == 1 { 12 } else { 0 });
-    limit & 0xFFFF
-        | (segment.base & 0xFF_FFFF) << 16
-        | bits(segment.type_, 40)
-        | bits(segment.s, 44)
-        | bits(segment.dpl, 45)
-        | bits(segment.present, 47)
-        | (limit >> 16 & 0xF) << 48
-        | bits(segment.avl, 52)
-        | bits(segment.l, 53)
-        | bits(segment.db, 54)
-        | bits(segment.g, 55)
-        | (segment.base >> 24 & 0xFF) << 56
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Walks the tables as the processor does.
-    fn translate(ram: &Ram, cr3: GuestAddress, virt: u64) -> Option<u64> {
-        let mut table = cr3.0;
-        for level in [39, 30, 21] {
-            let at = GuestAddress(table + (virt >> level & 511) * 8);
-            let entry: u64 = ram.read_obj(at).unwrap();
-            if entry & PRESENT == 0 {
-                return None;
-            }
-            assert_ne!(entry & WRITABLE, 0);
-            table = entry & !0xFFF;
-            if entry & LARGE != 0 {
-                assert_eq!(level, 21, "only directories map pages here");
-                return Some((entry & !0x1F_FFFF) | (virt & 0x1F_FFFF));
-            }
-        }
-        panic!("no tables below the directories");
-    }
-
-    #[test]
-    fn the_first_four_gib_map_to_themselves_and_nothing_else_maps() {
-        let ram = Ram::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-        let cr3 = write_identity_map(&ram).unwrap();
-        for addr in [0, 0xFFF, 0x20_0000, 0x3FFF_FFFF, 0x4000_0000, 0xFEE0_0123, 0xFFFF_FFFF] {
-            assert_eq!(translate(&ram, cr3, addr), Some(addr), "{addr:#x}");
-        }
-        for addr in [0x1_0000_0000, 0x80_0000_0000, 0x7FFF_FFFF_F000] {
-            assert_eq!(translate(&ram, cr3, addr), None, "{addr:#x}");
-        }
-    }
 
     #[test]
     fn memory_too_small_for_the_tables_is_an_error() {
@@ -213,7 +164,7 @@ mod tests {
     #[test]
     fn descriptors_are_the_ones_that_linux_uses() {
         // GDT_ENTRY_BOOT_CS and _DS of Linux's arch/x86/boot/compressed/head_64.S.
-        assert_eq!(descriptor(&segment(CODE, true)), 0x00AF_9B00_0000_FFFF);
-        assert_eq!(descriptor(&segment(CODE + DESCRIPTOR, false)), 0x00CF_9300_0000_FFFF);
+        assert_eq!(encode(&segment(CODE, true)), 0x00AF_9B00_0000_FFFF);
+        assert_eq!(encode(&segment(CODE + DESCRIPTOR, false)), 0x00CF_9300_0000_FFFF);
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
+use crate::descriptor;
 use crate::vcpu::{Error, Vcpu};
 
 /// The names of single bits, lowest first.
@@ -330,28 +331,14 @@ struct Segment<'a>(&'a kvm_segment, Mode);
 impl fmt::Display for Segment<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(segment, mode) = *self;
-        let kvm_segment { base, limit, selector, type_, dpl, db, l, present, .. } = *segment;
+        let kvm_segment { base, limit, selector, .. } = *segment;
         write!(f, "{selector:04X}  base {base:08X}  limit {limit:08X}")?;
-        if mode == Mode::Real {
-            return Ok(());
+        let loaded = descriptor::Segment::loaded(segment);
+        match mode {
+            Mode::Real => Ok(()),
+            _ if !loaded.present => write!(f, "  unusable"),
+            _ => write!(f, "  {}{}", loaded.kind, loaded.rights()),
         }
-        if segment.unusable != 0 || present == 0 {
-            return write!(f, "  unusable");
-        }
-        let kind = match (segment.s, type_ & 8, type_ & 2) {
-            (0, _, _) => "system",
-            (_, 0, 0) => "data r-",
-            (_, 0, _) => "data rw",
-            (_, _, 0) => "code -x",
-            (_, _, _) => "code rx",
-        };
-        let bits = match (l, db) {
-            (1, 0) => "64-bit",
-            (0, 1) => "32-bit",
-            (0, 0) => "16-bit",
-            _ => "64- and 32-bit at once, which is not allowed",
-        };
-        write!(f, "  {kind}, {bits}, ring {dpl}")
     }
 }
 
