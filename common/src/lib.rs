@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
-//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`page_walk`], [`regs`], [`step`], [`vcpu`] |
+//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`vcpu`] |
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`trace`] |
@@ -30,6 +30,12 @@ mod deadline;
 pub mod deadline;
 #[cfg(feature = "stage03")]
 pub mod disasm;
+
+#[cfg(all(feature = "stage01", not(feature = "stage03")))]
+#[allow(dead_code, reason = "the check-up uses a part of it")]
+mod last_exits;
+#[cfg(feature = "stage03")]
+pub mod last_exits;
 
 #[cfg(all(feature = "stage01", not(feature = "stage02")))]
 #[allow(dead_code, reason = "the check-up uses a part of it")]

@@ -2,23 +2,25 @@
 //!
 //! A vCPU is a file descriptor and a page of memory shared with KVM, `struct kvm_run`. [`Vcpu::run`] hands
 //! the host CPU to the guest; when the guest does something that KVM leaves to us, the call returns and
-//! the page says what it was. That is an [`Exit`], and a monitor is a loop around it.
+//! the page says what it was. That is an [`Exit`], and a monitor is a loop around it. The last of them are kept.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, slice};
 
 pub use kvm_bindings::CpuId;
 use kvm_bindings::{
-    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
-    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_EXIT_DEBUG, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_MMIO, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_INTERNAL_ERROR_DELIVERY_EV,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_MAX_CPUID_ENTRIES, kvm_debug_exit_arch,
     kvm_guest_debug, kvm_regs, kvm_run, kvm_sregs,
 };
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuExit, VcpuFd};
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::error::{Blame, Blamed};
+use crate::last_exits::{self, LastExit, LastExits, Request, Space};
 use crate::memory::Vm;
 
 /// Why a vCPU could not be made, set up or run.
@@ -176,18 +178,26 @@ pub struct Vcpu {
     fd: VcpuFd,
     vm: Arc<Vm>,
     id: u8,
+    last_exits: LastExits,
+    /// Whether KVM leaves RIP in `struct kvm_run`.
+    tells_rip: bool,
 }
 
 impl Vcpu {
     /// Makes vCPU number `id`, in the state that a processor has after reset (`KVM_CREATE_VCPU`, KVM
     /// API 4.7; Intel SDM vol. 3, 11.1.1 "Processor State After Reset").
     pub fn new(vm: &Arc<Vm>, id: u8) -> Result<Self, Error> {
-        let fd = vm.fd().create_vcpu(id.into()).map_err(|source| Error::Ioctl {
+        let mut fd = vm.fd().create_vcpu(id.into()).map_err(|source| Error::Ioctl {
             ioctl: "KVM_CREATE_VCPU",
             vcpu: id,
             source,
         })?;
-        Ok(Self { fd, vm: Arc::clone(vm), id })
+        // Each exit brings the general registers with it, in `kvm_run.s.regs` (KVM API, section 5, "kvm_valid_regs").
+        let tells_rip = vm.fd().check_extension_int(Cap::SyncRegs) & SyncReg::Register as i32 != 0;
+        if tells_rip {
+            fd.set_sync_valid_reg(SyncReg::Register);
+        }
+        Ok(Self { fd, vm: Arc::clone(vm), id, last_exits: LastExits::default(), tells_rip })
     }
 
     /// Its number, which is also its initial APIC ID.
@@ -198,6 +208,11 @@ impl Vcpu {
     /// The VM that it belongs to.
     pub fn vm(&self) -> &Arc<Vm> {
         &self.vm
+    }
+
+    /// Its last exits.
+    pub fn last_exits(&self) -> &LastExits {
+        &self.last_exits
     }
 
     /// The vCPU's file descriptor, for ioctls that have no method here.
@@ -293,6 +308,9 @@ impl Vcpu {
     pub fn run(&mut self) -> Result<Exit<'_>, Error> {
         let vcpu = self.id;
         let page: *const kvm_run = self.fd.get_kvm_run();
+        if let Some(read) = self.last_exits.unanswered() {
+            read.data = Some(last_exits::kept(data(page)));
+        }
         let exit = match self.fd.run() {
             Ok(exit) => exit,
             Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
@@ -300,6 +318,9 @@ impl Vcpu {
             }
             Err(source) => return Err(Error::Ioctl { ioctl: "KVM_RUN", vcpu, source }),
         };
+        if let Some(exit) = last_exit(page, self.tells_rip) {
+            self.last_exits.push(exit);
+        }
         Ok(match exit {
             VcpuExit::IoOut(port, data) => Exit::IoOut { port, size: io_size(page), data },
             VcpuExit::IoIn(port, data) => Exit::IoIn { port, size: io_size(page), data },
@@ -350,6 +371,75 @@ fn io_size(page: *const kvm_run) -> usize {
 fn exit_reason(page: *const kvm_run) -> u32 {
     // SAFETY: as in `io_size`; the field is outside the union.
     unsafe { (*page).exit_reason }
+}
+
+/// What is kept of the exit, unless it is one that we asked for.
+fn last_exit(page: *const kvm_run, tells_rip: bool) -> Option<LastExit> {
+    let reason = exit_reason(page);
+    if matches!(reason, KVM_EXIT_DEBUG | KVM_EXIT_INTR) {
+        return None;
+    }
+    let request = request(page);
+    let data = request.filter(|request| request.write).map(|_| last_exits::kept(data(page)));
+    Some(LastExit { number: 0, rip: tells_rip.then(|| rip(page)), reason, request, data })
+}
+
+/// What the guest wants of a device, if that is what it exited for.
+#[expect(unsafe_code, reason = "struct kvm_run is a page shared with the kernel")]
+fn request(page: *const kvm_run) -> Option<Request> {
+    match exit_reason(page) {
+        KVM_EXIT_IO => {
+            // SAFETY: as in `io_size`.
+            let io = unsafe { (*page).__bindgen_anon_1.io };
+            Some(Request {
+                space: Space::Port,
+                addr: io.port.into(),
+                size: io.size,
+                write: u32::from(io.direction) == KVM_EXIT_IO_OUT,
+                len: io.count.saturating_mul(io.size.into()),
+            })
+        }
+        KVM_EXIT_MMIO => {
+            // SAFETY: as in `io_size`, with the union holding `mmio`.
+            let mmio = unsafe { (*page).__bindgen_anon_1.mmio };
+            Some(Request {
+                space: Space::Memory,
+                addr: mmio.phys_addr,
+                size: mmio.len as u8,
+                write: mmio.is_write != 0,
+                len: mmio.len,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The bytes that the last exit is about: what the guest wrote or, when it has been answered, what it is given.
+#[expect(unsafe_code, reason = "struct kvm_run is a page shared with the kernel")]
+fn data<'a>(page: *const kvm_run) -> &'a [u8] {
+    match request(page) {
+        None => &[],
+        Some(Request { space: Space::Port, len, .. }) => {
+            // SAFETY: as in `io_size`; KVM has put `len` bytes at `data_offset` of what it shares with us, all of which
+            // is mapped, and writes them in KVM_RUN only, until which nobody keeps this slice.
+            unsafe {
+                let offset = (*page).__bindgen_anon_1.io.data_offset;
+                slice::from_raw_parts(page.cast::<u8>().add(offset as usize), len as usize)
+            }
+        }
+        Some(Request { len, .. }) => {
+            // SAFETY: as in `request`, and as above.
+            let data = unsafe { &(*page).__bindgen_anon_1.mmio.data };
+            &data[..data.len().min(len as usize)]
+        }
+    }
+}
+
+/// RIP at the last exit, if KVM was asked to tell.
+#[expect(unsafe_code, reason = "struct kvm_run is a page shared with the kernel")]
+fn rip(page: *const kvm_run) -> u64 {
+    // SAFETY: as in `io_size`; all bit patterns of the union are valid registers.
+    unsafe { (*page).s.regs.regs.rip }
 }
 
 /// What the union holds on `KVM_EXIT_INTERNAL_ERROR`.

@@ -21,6 +21,7 @@ use thiserror::Error;
 pub use self::lines::{Lines, Marks};
 use crate::disasm::{self, Instruction};
 use crate::error::{Blame, Blamed};
+pub use crate::last_exits::Space;
 use crate::regs::{Change, Registers};
 use crate::step;
 use crate::vcpu::{self, Exit, Vcpu};
@@ -48,15 +49,6 @@ impl Blamed for Error {
     fn blame(&self) -> Blame {
         Blame::Input
     }
-}
-
-/// An address space with devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Space {
-    /// Ports, reached by IN and OUT.
-    Port,
-    /// Guest-physical addresses where no memslot is, or a read-only one.
-    Memory,
 }
 
 /// An access of the guest to a device, with its answer.

@@ -228,6 +228,27 @@ fn sizes_cause_the_exits_that_they_should() {
 }
 
 #[test]
+fn a_vcpu_keeps_its_last_exits_with_their_answers() {
+    // SHOW_X; mov ax, [es:0]; mov al, 0; out 0xF4, al
+    let program = [&SHOW_X[..], &[0x26, 0xA1, 0, 0, 0xB0, 0, 0xE6, 0xF4]].concat();
+    let mut machine = Machine::new(&program);
+    machine.screen();
+    assert_eq!(machine.run(None), 0);
+    let exits = machine.vcpu.last_exits();
+    assert_eq!(exits.count(), 3);
+    // KVM leaves RIP at the instruction, or behind it.
+    let expected = [
+        ("write 000B8000 <- 0758", [0x1005, 0x100C]),
+        ("read 000B8000 -> 0758", [0x100C, 0x1010]),
+        ("out F4 <- 00", [0x1012, 0x1014]),
+    ];
+    for (exit, (text, places)) in exits.iter().zip(expected) {
+        assert!(exit.rip.is_some_and(|rip| places.contains(&rip)), "{exit}");
+        assert_eq!(exit.to_string(), format!("{text}, rip {:#x}", exit.rip.unwrap()));
+    }
+}
+
+#[test]
 fn sizes_are_traced_beside_the_instruction() {
     let ran = mmio(&["sizes"]).run();
     ran.ended(0).stdout_has("across a page: mov dword [0xA0FFE], 0x99AABBCC\n");
