@@ -132,6 +132,7 @@ impl Probe {
         Self::Smp,
     ];
 
+    // ANCHOR: needed_by
     /// The probes without which `stage` (1 to 8) cannot do what it shows, in the order of [`Self::ALL`].
     pub fn needed_by(stage: u8) -> &'static [Self] {
         use Probe::*;
@@ -146,6 +147,7 @@ impl Probe {
             _ => &[],
         }
     }
+    // ANCHOR_END: needed_by
 
     /// What it tries, in a few words for a person.
     pub fn what(self) -> &'static str {

@@ -6,6 +6,7 @@
 
 use std::error::Error;
 
+// ANCHOR: blame
 /// Who has to change something for the program to work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
@@ -16,6 +17,7 @@ pub enum Blame {
     /// The guest did something that ends a virtual machine badly.
     Guest,
 }
+// ANCHOR_END: blame
 
 /// Implemented by every module's error type.
 pub trait Blamed: Error {

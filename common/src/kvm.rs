@@ -78,6 +78,7 @@ pub fn open() -> Result<Kvm, Error> {
     open_at(DEVICE)
 }
 
+// ANCHOR: open
 fn open_at(path: &str) -> Result<Kvm, Error> {
     let name = CString::new(path).expect("a path without zero bytes");
     let kvm = Kvm::new_with_path(name).map_err(|error| match error.errno() {
@@ -88,7 +89,9 @@ fn open_at(path: &str) -> Result<Kvm, Error> {
     check_version(kvm.get_api_version())?;
     Ok(kvm)
 }
+// ANCHOR_END: open
 
+// ANCHOR: check_version
 /// Whether it is the version that this project is written for; -1 is how an ioctl fails.
 fn check_version(found: i32) -> Result<(), Error> {
     match found {
@@ -97,6 +100,7 @@ fn check_version(found: i32) -> Result<(), Error> {
         found => Err(Error::Version { found }),
     }
 }
+// ANCHOR_END: check_version
 
 /// What would help whoever may not open the node.
 fn forbidden(node: Option<Metadata>) -> Error {
@@ -111,11 +115,13 @@ fn forbidden(node: Option<Metadata>) -> Error {
     }
 }
 
+// ANCHOR: create_vm
 /// Makes a virtual machine: no memory, no vCPU, only a file descriptor for both to be attached to
 /// (`KVM_CREATE_VM`, KVM API 4.2).
 pub fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     kvm.create_vm().map_err(|source| Error::Ioctl { ioctl: "KVM_CREATE_VM", source })
 }
+// ANCHOR_END: create_vm
 
 /// Something that KVM has been able to do since some version, and tells by `KVM_CHECK_EXTENSION` (KVM
 /// API 4.4).

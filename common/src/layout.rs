@@ -171,6 +171,7 @@ pub const RESET_ROM: GuestAddress = GuestAddress(0xFFFF_0000);
 /// How long it is.
 pub const RESET_ROM_SIZE: usize = 0x1_0000;
 
+// ANCHOR: ram_ranges
 /// How `size` bytes of RAM are laid out: below the hole, and what doesn't fit there from 4 GiB up.
 ///
 /// The ranges are given as (start, length in bytes), never empty.
@@ -183,6 +184,7 @@ pub fn ram_ranges(size: u64) -> Vec<(GuestAddress, usize)> {
         .map(|(start, len)| (start, len as usize))
         .collect()
 }
+// ANCHOR_END: ram_ranges
 
 /// The same for a machine with a ROM: there is no RAM in the last 128 KiB of the first megabyte. What the video
 /// card has below is RAM like any other here: nothing has to watch it. The second megabyte is a range of its own,

@@ -276,6 +276,7 @@ fn map(start: GuestAddress, size: usize, pages: Pages) -> Result<MmapRegion, Err
     }
 }
 
+// ANCHOR: vm
 /// A virtual machine: its file descriptor and the memory that its slots point into.
 ///
 /// The two live and die together: KVM keeps only the host *address* of a slot, so if that memory were
@@ -287,8 +288,10 @@ pub struct Vm {
     fd: VmFd,
     slots: Mutex<BTreeMap<u32, Slot>>,
 }
+// ANCHOR_END: vm
 
 impl Vm {
+    // ANCHOR: new
     /// Makes a VM without memory (`KVM_CREATE_VM`, KVM API 4.2) and tells KVM where it may put its own
     /// pages.
     pub fn new(kvm: &Kvm) -> Result<Arc<Self>, Error> {
@@ -299,6 +302,7 @@ impl Vm {
             .map_err(|source| Error::Ioctl { ioctl: "KVM_SET_TSS_ADDR", source })?;
         Ok(Arc::new(Self { fd, slots: Mutex::default() }))
     }
+    // ANCHOR_END: new
 
     /// Makes a VM with `size` bytes of RAM laid out by [`layout::ram_ranges`], one memslot a range, of small pages.
     ///
@@ -496,6 +500,7 @@ impl Vm {
         Ok(())
     }
 
+    // ANCHOR: ioctl
     /// `KVM_SET_USER_MEMORY_REGION`; the caller holds the lock and keeps what `host` points at.
     fn ioctl(
         &self,
@@ -523,6 +528,7 @@ impl Vm {
             source,
         })
     }
+    // ANCHOR_END: ioctl
 
     /// A thread that panicked while it held this lock left the map as it was before or after one
     /// insertion, both of which are true.

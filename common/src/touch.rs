@@ -103,6 +103,7 @@ impl Touch {
         })
     }
 
+    // ANCHOR: run
     /// Runs it to its next HLT, with `words` as its input. Gives what it said and how often it met no
     /// memory.
     fn run(&mut self, words: &[u32]) -> Result<(Option<u32>, u32), Error> {
@@ -128,4 +129,5 @@ impl Touch {
             }
         }
     }
+    // ANCHOR_END: run
 }

@@ -1,6 +1,7 @@
-//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | image | grub-image | lab`.
+//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | book | image | grub-image | lab`.
 
 mod bench;
+mod book;
 mod demo;
 mod grub;
 mod image;
@@ -72,6 +73,13 @@ Try: cargo xtask soak --boots 12               two kernels under 1, 2 and 4 vCPU
 What a boot that failed has printed is kept beside the table. The exit code is 0
 if none did.")]
     Soak(soak::Args),
+    /// Build the research notes as a book, with the excerpts, links and experiments in them checked
+    #[command(disable_help_flag = true)]
+    Book {
+        /// What `cargo xtask book --help` tells
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<OsString>,
+    },
     /// Write stage 07's own boot disk to a file: MBR, second stage, and a FAT16 partition with the Rust kernel
     #[command(after_help = "\
 Try: cargo xtask image boot.img
@@ -121,6 +129,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Book { options } => book::run(&options),
         Task::Image(args) => image::run(&args),
         Task::GrubImage(args) => grub::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lab { command } => lab::shell(&command),

@@ -163,7 +163,8 @@ fn workspace_checks() -> Vec<Check> {
     checks
 }
 
-/// Each stage once as a reader starts it, without arguments, and the demo.
+/// Each stage once as a reader starts it, without arguments, the demo, and the notes, whose experiments run the stages
+/// as these have just been built.
 fn walk_checks() -> Vec<Check> {
     let mut checks: Vec<_> = STAGES
         .iter()
@@ -173,6 +174,7 @@ fn walk_checks() -> Vec<Check> {
         })
         .collect();
     checks.push(Check::cargo("cargo xtask demo", &["xtask", "demo"]));
+    checks.push(Check::cargo("book", &["xtask", "book", "--check"]));
     checks
 }
 

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn create_vm(args: Args) -> Result<Ended> {
+    // ANCHOR: story
     // The system's file descriptor. Its API version comes before everything else: `open` has checked it.
     let kvm = kvm::open()?;
     let api_version = kvm.get_api_version();
@@ -79,6 +80,7 @@ fn create_vm(args: Args) -> Result<Ended> {
 
     // What it really does: tiny guests, and what follows from them for each stage.
     let checkup = checkup::run(&kvm, &asm::checkup());
+    // ANCHOR_END: story
 
     let found = Found { api_version, capabilities, limits, create_vm_micros, checkup };
     let mut out = anstream::stdout().lock();

@@ -63,6 +63,7 @@ fn memory(args: Args) -> Result<Ended> {
     // The guest that will touch what we show. How it runs is stage 03's subject.
     let mut guest = Touch::new(&kvm, &vm, asm::long::TOUCH)?;
 
+    // ANCHOR: slots
     // More slots. Their numbers are ours to choose.
     let above = ram.iter().map(|slot| slot.start.0 + slot.size).fold(MMIO_HOLE_END.0, u64::max);
     let (bank, rom, window) = (ram.len() as u32, ram.len() as u32 + 1, ram.len() as u32 + 2);
@@ -71,6 +72,7 @@ fn memory(args: Args) -> Result<Ended> {
     vm.add_slot(bank, GuestAddress(above), BANK_SIZE as usize, log_dirty)?;
     vm.add_slot(rom, RESET_ROM, RESET_ROM_SIZE, read_only)?;
     vm.add_slot(window, WINDOW, WINDOW_SIZE as usize, SlotFlags::default())?;
+    // ANCHOR_END: slots
     let name = |slot| match slot {
         slot if slot == bank => "bank",
         slot if slot == rom => "ROM",

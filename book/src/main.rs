@@ -1,0 +1,102 @@
+//! `cargo xtask book`: the research notes of `notes/` as a book, and what keeps them true.
+//!
+//! A note shows the project's own code and its programs' own output. So that neither can drift, excerpts are taken
+//! from the sources when the book is built ([`excerpts`]), and what a command printed is made anew by the command
+//! that stands above it ([`experiments`]). Links of all Markdown files are followed ([`links`]).
+
+mod excerpts;
+mod experiments;
+mod html;
+mod links;
+mod search;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+/// Builds the research notes as a book in target/book, after checking its excerpts and links
+#[derive(Parser)]
+#[command(name = "cargo xtask book", bin_name = "cargo xtask book", max_term_width = 100)]
+#[command(after_help = "\
+Try: cargo xtask book --open        read it in a browser
+     cargo xtask book --refresh     run the commands in the notes, and paste what they print
+     cargo xtask book --check       the same commands must print what the notes show
+
+A block of a note that is run looks so; its first line is the command, for a POSIX
+shell, and `varies` names by a regular expression what differs from run to run:
+
+     <!-- varies: [0-9A-F]{8} -->
+     ```console
+     $ cargo run --bin 02_memory | tail -3
+     ...
+     ```
+
+All run in one session of the lab, so that they print the same everywhere.")]
+struct Args {
+    /// Show the book in a browser (xdg-open)
+    #[arg(long)]
+    open: bool,
+
+    /// Run the notes' commands, and paste what they print where it has changed
+    #[arg(long, conflicts_with = "check")]
+    refresh: bool,
+
+    /// Run the notes' commands, and fail if a note shows something else
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    run(&Args::parse()).map_or_else(
+        |error| {
+            cli::print_error(&error);
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut faults = links::check(root())?;
+    faults.extend(excerpts::check(root())?);
+    if args.refresh || args.check {
+        faults.extend(experiments::run(root(), &target(), args.refresh)?);
+    }
+    ensure!(faults.is_empty(), "the notes are not in order:\n  {}", faults.join("\n  "));
+    let index = html::build(root(), &target().join("book"))?;
+    println!("{}", index.display());
+    if args.open {
+        let opened = Command::new("xdg-open").arg(&index).status();
+        let opened = opened.context("cannot start xdg-open: open the file above by hand")?;
+        ensure!(opened.success(), "xdg-open failed: open the file above by hand");
+    }
+    Ok(())
+}
+
+/// The repository's folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("book is a folder of the workspace")
+}
+
+/// Cargo's target folder: the one that this very program was built in.
+fn target() -> PathBuf {
+    let built = std::env::current_exe().ok();
+    let target = built.as_deref().and_then(|exe| Some(exe.parent()?.parent()?.to_owned()));
+    target.unwrap_or_else(|| root().join("target"))
+}
+
+/// The notes' files, by name.
+fn notes(root: &Path) -> Result<Vec<PathBuf>> {
+    let folder = root.join("notes");
+    let mut notes = Vec::new();
+    for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            notes.push(path);
+        }
+    }
+    notes.sort();
+    Ok(notes)
+}
