@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::error::{Blame, Blamed};
 
+// ANCHOR: device
 /// Something with registers. It owns no thread and no global: it is called when the guest touches it.
 pub trait Device: Send {
     /// The guest reads `data.len()` bytes at `offset` from the device's first address. `data` comes
@@ -27,6 +28,7 @@ pub trait Device: Send {
         data.chunks_mut(size).for_each(|access| self.read(offset, access));
     }
 }
+// ANCHOR_END: device
 
 /// How an interrupt leaves a device: an irqfd in production, a counter in tests.
 pub trait Interrupt: Send {
@@ -146,6 +148,7 @@ impl Bus {
         names
     }
 
+    // ANCHOR: read
     /// One read of `data.len()` bytes. What no device answers reads as ones. Returns the name of the
     /// device, if there is one.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> Option<&'static str> {
@@ -155,6 +158,7 @@ impl Bus {
         device.read(addr - entry.range.start, data);
         Some(entry.name)
     }
+    // ANCHOR_END: read
 
     /// One write. What no device takes is dropped. Returns the name of the device, if there is one.
     pub fn write(&self, addr: u64, data: &[u8]) -> Option<&'static str> {
@@ -179,6 +183,7 @@ impl Bus {
         data.chunks(size).fold(None, |_, access| self.write(addr, access))
     }
 
+    // ANCHOR: find
     /// The device that has all of an access: one that reaches past its end belongs to nobody, as on a
     /// bus that decodes addresses.
     fn find(&self, addr: u64, len: usize) -> Option<&Entry> {
@@ -187,6 +192,7 @@ impl Bus {
         let end = addr.checked_add(len as u64)?;
         (end <= entry.range.end).then_some(entry)
     }
+    // ANCHOR_END: find
 }
 
 impl fmt::Debug for Bus {

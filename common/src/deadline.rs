@@ -45,6 +45,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
+    // ANCHOR: new
     /// Interrupts the calling thread's `KVM_RUN` when `limit` has passed from now on, and keeps doing so
     /// until this is dropped; without a limit it never does.
     pub fn new(limit: Option<Duration>) -> Result<Self, Error> {
@@ -64,6 +65,7 @@ impl Deadline {
         })?;
         Ok(Self { passed, waiter: Some((done, thread)) })
     }
+    // ANCHOR_END: new
 
     /// Whether the time is over: what the loop around `KVM_RUN` asks after an interruption.
     pub fn passed(&self) -> bool {

@@ -167,6 +167,7 @@ impl Registers {
         Ok(Self { regs: vcpu.regs()?, sregs: vcpu.sregs()? })
     }
 
+    // ANCHOR: mode
     /// The mode that CR0, EFER and CS make together.
     pub fn mode(&self) -> Mode {
         match (self.sregs.cr0 & 1, self.sregs.efer >> 10 & 1, self.sregs.cs.l) {
@@ -176,6 +177,7 @@ impl Registers {
             _ => Mode::Long,
         }
     }
+    // ANCHOR_END: mode
 
     /// Whether the processor stands at its very first instruction, as after reset (Intel SDM vol. 3, 11.1.4).
     pub fn is_reset(&self) -> bool {

@@ -50,6 +50,7 @@ impl Serial {
         Self { tty, line_control: 0, polling: false, end_was_sent: false }
     }
 
+    // ANCHOR: read
     fn read_register(&mut self, register: u64) -> u8 {
         let was_polling = std::mem::replace(&mut self.polling, register == LSR);
         match register {
@@ -67,6 +68,7 @@ impl Serial {
             _ => 0,
         }
     }
+    // ANCHOR_END: read
 
     fn write_register(&mut self, register: u64, byte: u8) {
         self.polling = false;

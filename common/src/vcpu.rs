@@ -184,6 +184,7 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
+    // ANCHOR: new
     /// Makes vCPU number `id`, in the state that a processor has after reset (`KVM_CREATE_VCPU`, KVM
     /// API 4.7; Intel SDM vol. 3, 11.1.1 "Processor State After Reset").
     pub fn new(vm: &Arc<Vm>, id: u8) -> Result<Self, Error> {
@@ -199,6 +200,7 @@ impl Vcpu {
         }
         Ok(Self { fd, vm: Arc::clone(vm), id, last_exits: LastExits::default(), tells_rip })
     }
+    // ANCHOR_END: new
 
     /// Its number, which is also its initial APIC ID.
     pub fn id(&self) -> u8 {
@@ -266,6 +268,7 @@ impl Vcpu {
     ///
     /// In real mode a base is 16 times a selector of 16 bits. KVM sets the two apart, so that `base` may
     /// be beyond the first megabyte; the selectors are 0 then.
+    // ANCHOR: start
     pub fn start_real_mode_in(&self, base: GuestAddress, entry: GuestAddress) -> Result<(), Error> {
         if entry.0 > 0xFFFF {
             return Err(Error::RealModeEntry(entry.0));
@@ -281,6 +284,7 @@ impl Vcpu {
         // Bit 1 of RFLAGS is always set (Intel SDM vol. 1, 3.4.3).
         self.set_regs(&kvm_regs { rip: entry.0, rsp: entry.0, rflags: 0x2, ..Default::default() })
     }
+    // ANCHOR_END: start
 
     /// Where the guest's page tables map a linear address, and `None` where they map nothing; without
     /// paging the two are the same (`KVM_TRANSLATE`, KVM API 4.15).
@@ -289,6 +293,7 @@ impl Vcpu {
         (found.valid != 0).then_some(GuestAddress(found.physical_address))
     }
 
+    // ANCHOR: single_step
     /// Has KVM return with [`Exit::Debug`] after the next instruction, or no longer
     /// (`KVM_SET_GUEST_DEBUG`, KVM API 4.87).
     ///
@@ -300,7 +305,9 @@ impl Vcpu {
             .set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
             .map_err(|source| self.failed("KVM_SET_GUEST_DEBUG", source))
     }
+    // ANCHOR_END: single_step
 
+    // ANCHOR: run
     /// Runs the guest until it needs us (`KVM_RUN`, KVM API 4.10).
     ///
     /// KVM finishes the instruction behind an [`Exit::IoIn`] or an [`Exit::MmioRead`] only at the next call,
@@ -337,6 +344,7 @@ impl Vcpu {
             _ => Exit::Other(exit_reason(page)),
         })
     }
+    // ANCHOR_END: run
 
     /// Whether [`run`](Self::run) comes back before the guest's next instruction, when KVM has finished the one behind
     /// the last exit (`immediate_exit`, KVM API, section 5).

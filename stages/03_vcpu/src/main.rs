@@ -88,6 +88,7 @@ fn run(args: Args) -> Result<Ended> {
     let before = Registers::of(&vcpu)?;
     println!("Registers set: {}, starts at {}\n", before.mode(), before.address());
 
+    // ANCHOR: loop
     // The run loop. Only `break` ends it: with the exit's name, how it came about, and whether that is well.
     let mut now = Moment::of(&vcpu, RAM)?;
     let (exit, story, ended) = loop {
@@ -126,6 +127,7 @@ fn run(args: Args) -> Result<Ended> {
             }
         }
     };
+    // ANCHOR_END: loop
     if args.step && ended != Ended::Well {
         println!("{now:45} ; was never finished");
     }
@@ -151,6 +153,7 @@ fn run(args: Args) -> Result<Ended> {
     Ok(ended)
 }
 
+// ANCHOR: impossible
 /// A state that KVM_SET_SREGS lets through and hardware refuses: long mode with a code segment that is
 /// 64-bit (L) and 32-bit (D) at once. (Intel SDM vol. 3, 28.3.1.2; AMD APM vol. 2, 15.5.1.)
 fn impossible(mut sregs: kvm_sregs) -> kvm_sregs {
@@ -160,3 +163,4 @@ fn impossible(mut sregs: kvm_sregs) -> kvm_sregs {
     (sregs.cs.l, sregs.cs.db) = (1, 1);
     sregs
 }
+// ANCHOR_END: impossible

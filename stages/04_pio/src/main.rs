@@ -81,6 +81,7 @@ fn run(args: Args) -> Result<Ended> {
         let window = GuestAddress(WINDOW * u64::from(id));
         vm.ram().write_slice(&program.code, window.unchecked_add(PROGRAM.0))?;
 
+        // ANCHOR: devices
         // The devices. Ports belong to a machine; here each vCPU is given a machine's ports of its own.
         let exit = ExitCode::default();
         let hypercall = Hypercall::new(Arc::clone(tty), exit.clone());
@@ -88,6 +89,7 @@ fn run(args: Args) -> Result<Ended> {
         ports.insert("serial port", serial::PORTS, shared(Serial::new(Arc::clone(tty))))?;
         ports.insert("hypercall", hypercall::PORTS, shared(hypercall))?;
         ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(exit.clone())))?;
+        // ANCHOR_END: devices
 
         // The processor, and the thread that is the processor: KVM_RUN borrows it.
         let mut vcpu = Vcpu::new(&vm, id)?;
@@ -105,6 +107,7 @@ fn run(args: Args) -> Result<Ended> {
     cli::within(args.timeout, watch)?.unwrap_or(Ok(Ended::TimedOut))
 }
 
+// ANCHOR: loop
 /// The run loop of one vCPU.
 fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode) -> Result<Ran, vcpu::Error> {
     let mut ran = Ran { outs: 0, ins: 0, bytes: 0, ending: Ending::Halted };
@@ -137,6 +140,7 @@ fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode) -> Result<Ran, vcpu::
     ran.ending = Ending::Crashed(crash + &at);
     Ok(ran)
 }
+// ANCHOR_END: loop
 
 /// What a guest did.
 struct Ran {
