@@ -23,6 +23,17 @@ pub fn default_initrd() -> PathBuf {
     dir().join("guest/initramfs.cpio")
 }
 
+/// The disk with a whole Debian that `cargo xtask rootfs` makes.
+pub fn debian_disk() -> PathBuf {
+    dir().join("debian.img")
+}
+
+/// The small kernel that `cargo xtask kernel` builds: stage 08's `--kernel small`. Beside it are the same with symbols
+/// (`vmlinux`), its configuration, and what it was made from.
+pub fn small_kernel() -> PathBuf {
+    dir().join("small-kernel/vmlinuz")
+}
+
 /// Where set-up puts GRUB's tools and files: `grub-mkimage` with its libraries, and `i386-pc`.
 pub fn grub() -> PathBuf {
     dir().join("grub")

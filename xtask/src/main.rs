@@ -1,4 +1,5 @@
-//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | book | image | grub-image | lab`.
+//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | book | image | grub-image | kernel |
+//! rootfs | lab`.
 
 mod bench;
 mod book;
@@ -6,8 +7,11 @@ mod demo;
 mod grub;
 mod image;
 mod initramfs;
+mod interrupt;
+mod kernel;
 mod packages;
 mod progress;
+mod rootfs;
 mod setup;
 mod soak;
 mod test;
@@ -65,7 +69,7 @@ bench/README.md says what each row means and how it is measured.")]
     Bench(bench::Args),
     /// Boot Linux again and again, look at each boot from inside, and write a table and a plot of the times
     #[command(after_help = "\
-Try: cargo xtask soak --boots 12               two kernels under 1, 2 and 4 vCPUs
+Try: cargo xtask soak --boots 12               all kernels under 1, 2 and 4 vCPUs
      cargo xtask soak --boots 10000            over night; Ctrl-C ends it with what
                                                there is so far
      cargo xtask soak --kernel bzImage --cpus 8
@@ -98,6 +102,25 @@ mtools look into its partition: mdir -i boot.img@@1M")]
 Try: cargo xtask grub-image grub.img
      cargo run --bin 07_bootloader -- --disk grub.img --cpus 2")]
     GrubImage(grub::Args),
+    /// Make a disk image with a whole Debian for stage 08: systemd, a login on the console, the network by DHCP or `ip=`
+    ///
+    /// The console logs in root without a password; nothing listens on the network. It takes root, and
+    /// mmdebstrap, which fetches the packages.
+    #[command(after_help = "\
+Try: cargo xtask rootfs
+     cargo xtask rootfs --include curl,iperf3 --size 8G work.img
+     cargo run --bin 08_boot_linux -- --disk path=work.img --append root=/dev/vda")]
+    Rootfs(rootfs::Args),
+    /// Build a small Linux for stage 08, from the source of this system's kernel
+    ///
+    /// It has what stage 08 offers built in, and what a distribution on a disk needs, and little else:
+    /// guests/linux/kernel.config lists it. Some minutes of work; an interrupted build goes on, and one whose
+    /// source and configuration have not changed is not made again. It takes a compiler and 2 GB on the disk, of
+    /// which some megabytes stay.
+    #[command(after_help = "\
+Try: cargo xtask kernel
+     cargo run --bin 08_boot_linux -- --kernel small")]
+    Kernel(kernel::Args),
     /// Open a shell in the lab, or run one command in it
     ///
     /// The lab is an emulated machine with a complete /dev/kvm, for hosts that have none. It sees this
@@ -132,6 +155,8 @@ fn main() -> ExitCode {
         Task::Book { options } => book::run(&options),
         Task::Image(args) => image::run(&args),
         Task::GrubImage(args) => grub::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Kernel(args) => kernel::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Rootfs(args) => rootfs::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lab { command } => lab::shell(&command),
     };
     done.unwrap_or_else(|error| {

@@ -2,13 +2,15 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{IsTerminal, stdin};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write, stdin};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
+
+use crate::interrupt::{self, Running};
 
 /// The commands that the project needs, and the packages that bring them, by package system.
 pub const TOOLS: &[Tool] = &[
@@ -19,6 +21,18 @@ pub const TOOLS: &[Tool] = &[
         dnf: "qemu-system-x86-core",
         pacman: "qemu-system-x86",
         zypper: "qemu-x86",
+    },
+];
+
+/// The commands that only the tests need: the guests' network is measured, and lies behind a NAT.
+pub const TEST_TOOLS: &[Tool] = &[
+    Tool { command: "iperf3", apt: "iperf3", dnf: "iperf3", pacman: "iperf3", zypper: "iperf" },
+    Tool {
+        command: "nft",
+        apt: "nftables",
+        dnf: "nftables",
+        pacman: "nftables",
+        zypper: "nftables",
     },
 ];
 
@@ -127,6 +141,19 @@ pub fn kernel_packages(meta: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// The package that `meta`, a name that stays the same over versions, stands for now, and the version of that. Their
+/// names begin alike.
+pub fn newest(meta: &str) -> Result<(String, String)> {
+    let text = apt_cache("depends", meta)?;
+    let name = depends(&text).find(|name| name.starts_with(meta));
+    let name = name.with_context(|| format!("apt knows no package behind {meta}"))?.to_owned();
+    let about = apt_cache("show", &name)?;
+    // The newest comes first.
+    let version = about.lines().find_map(|line| line.strip_prefix("Version: "));
+    let version = version.with_context(|| format!("apt knows no version of {name}"))?.to_owned();
+    Ok((name, version))
+}
+
 /// The packages that `apt-cache depends` lists as needed.
 fn depends(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| {
@@ -192,26 +219,49 @@ fn apt_get_as_root(args: &[&str], log: &Path) -> Result<()> {
 }
 
 /// Runs a command with its output added to `log`; its last error line becomes the error.
-fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
+pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
+    run_followed(command, log, |_| {})
+}
+
+/// The same, and `line` gets each line of the output as it comes.
+pub fn run_followed(command: &mut Command, log: &Path, mut line: impl FnMut(&str)) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let file = fs::File::options().create(true).append(true).open(log)?;
-    let output = command
-        .env("LC_ALL", "C")
-        .stdout(file)
-        .stderr(Stdio::piped())
-        .output()
-        .with_context(|| format!("cannot start {name}"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    fs::File::options().append(true).open(log).and_then(|mut file| {
-        use std::io::Write;
-        file.write_all(errors.as_bytes())
-    })?;
-    if output.status.success() {
+    let mut file = File::options().create(true).append(true).open(log)?;
+    let (output, end) = io::pipe()?;
+    command.env("LC_ALL", "C").stdin(Stdio::null());
+    command.stdout(end.try_clone()?).stderr(end);
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    // The command here holds the pipe's end open, too.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let running = Running::new(&child);
+    let (mut error, mut last) = (None, None);
+    for said in BufReader::new(output).split(b'\n') {
+        let said = said?;
+        file.write_all(&said)?;
+        file.write_all(b"\n")?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        line(&said);
+        let is_error = said.starts_with("E:") || said.starts_with("sudo:");
+        if is_error || said.contains("error: ") {
+            error = Some(said);
+        } else if !said.trim().is_empty() {
+            last = Some(said);
+        }
+    }
+    let status = child.wait()?;
+    drop(running);
+    ensure!(!interrupt::came(), "interrupted");
+    if status.success() {
         return Ok(());
     }
-    let said = errors.lines().rfind(|line| line.starts_with("E:") || line.starts_with("sudo:"));
-    let said = said.or_else(|| errors.lines().last()).unwrap_or("no reason given");
+    let said = error.or(last);
+    let said = said.as_deref().unwrap_or("no reason given");
     bail!("{name}: {said} (all of it: {})", log.display())
+}
+
+/// Takes it for done that what is to be removed is not there.
+pub fn ignore_missing(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 #[cfg(test)]
@@ -230,7 +280,7 @@ mod tests {
 
     #[test]
     fn every_package_system_gets_a_line_that_names_all_tools() {
-        let tools: Vec<_> = TOOLS.iter().collect();
+        let tools: Vec<_> = TOOLS.iter().chain(TEST_TOOLS).collect();
         for line in by_hand(&tools) {
             assert!(line.starts_with("sudo ") && line.contains(" nasm "), "{line}");
         }

@@ -1,7 +1,6 @@
 //! `cargo xtask setup`: brings what is missing, and says beforehand what that will be.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +10,7 @@ use cli::cache;
 use lab::parts::Kernel;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::packages::{self, TOOLS, Tool};
+use crate::packages::{self, TEST_TOOLS, TOOLS, Tool, ignore_missing};
 use crate::progress::{Step, step};
 use crate::{grub, initramfs};
 
@@ -44,7 +43,11 @@ const KEPT_DRIVERS: [&str; 6] = ["block", "char", "crypto", "net", "vhost", "vir
 pub struct Args {
     /// Leave the lab out, on a machine whose own KVM runs every stage
     #[arg(long)]
-    no_lab: bool,
+    pub no_lab: bool,
+
+    /// Bring the tools, too, that only the tests need
+    #[arg(long)]
+    pub tests: bool,
 }
 
 /// What set-up has found and done.
@@ -71,9 +74,15 @@ struct Missing {
 
 impl Missing {
     fn look(args: &Args) -> Self {
-        let tools: Vec<_> =
-            TOOLS.iter().filter(|tool| packages::find_command(tool.command).is_none()).collect();
+        let lacking = |tools: &'static [Tool]| {
+            tools.iter().filter(|tool| packages::find_command(tool.command).is_none())
+        };
+        let mut tools: Vec<_> = lacking(TOOLS).collect();
         let lab_kernel = !args.no_lab && Kernel::find().is_err();
+        let lab = !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready());
+        if args.tests {
+            tools.extend(lacking(TEST_TOOLS));
+        }
         Self {
             lab_kernel,
             guest_kernel: !cache::default_kernel().exists()
@@ -82,7 +91,7 @@ impl Missing {
             // Elsewhere the system's own tools serve, if it has them: nothing needs them but one stage.
             grub: packages::has_apt() && !cache::grub().exists(),
             memtest: packages::has_apt() && !cache::memtest().exists(),
-            lab: !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready()),
+            lab,
             tools,
         }
     }
@@ -471,8 +480,4 @@ fn host_kernel(release: &str) -> Result<(PathBuf, PathBuf)> {
         .find(|path| fs::File::open(path).is_ok())
         .with_context(|| format!("no kernel image of {release} that may be read in /boot"))?;
     Ok((image, modules))
-}
-
-fn ignore_missing(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

@@ -45,8 +45,8 @@ The machine: vCPUs, interrupt controllers and timer in KVM, a serial port
 restarts, or its kernel panics. SIGTERM presses its power button, for a guest that
 listens to it; a second one ends it at once.")]
 pub struct Args {
-    /// The kernel: a bzImage (vmlinuz) or a vmlinux. Without it: the one that `cargo xtask setup`
-    /// fetched
+    /// The kernel: a bzImage (vmlinuz) or a vmlinux; or `small`, the one that `cargo xtask kernel`
+    /// builds. Without it: the one that `cargo xtask setup` fetched
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 
@@ -230,7 +230,13 @@ impl Args {
                 bail!("no {}: run `cargo xtask setup`, or give {option} FILE", default.display())
             }
         };
-        let kernel = named_or(&self.kernel, cache::default_kernel(), "--kernel")?;
+        let kernel = match &self.kernel {
+            Some(name) if name.as_os_str() == "small" => cache::small_kernel(),
+            named => named_or(named, cache::default_kernel(), "--kernel")?,
+        };
+        if kernel == cache::small_kernel() && !kernel.exists() {
+            bail!("no {}: run `cargo xtask kernel`, which builds it", kernel.display());
+        }
         if self.no_initrd {
             return Ok((kernel, None));
         }
