@@ -23,8 +23,13 @@ pub const WANTED: &[&str] = &[
     // The host's files.
     "9pnet_virtio",
     "9p",
-    // Network interfaces for guests.
+    // Network interfaces for guests, cables between network namespaces, and NAT by nftables.
     "tun",
+    "veth",
+    // libcrc32c asks for it by name, which is no dependency that a module tells.
+    "crc32c_generic",
+    "nft_chain_nat",
+    "nft_masq",
 ];
 
 /// Larger than any module: a limit for what a damaged compressed file may become.

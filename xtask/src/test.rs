@@ -16,6 +16,7 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::setup;
 use crate::workspace::{self, STAGES};
 
 /// What no check may exceed: a hang has to end in a clear line. The longest takes a few minutes.
@@ -81,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
             "no check's name contains `{word}`: `cargo xtask test --list` prints them"
         );
     }
-    crate::setup::run(&crate::setup::Args::default())?;
+    setup::run(&setup::Args { tests: true, ..setup::Args::default() })?;
     end_checks_with_us()?;
 
     let began = Instant::now();

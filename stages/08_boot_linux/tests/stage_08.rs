@@ -82,14 +82,16 @@ fn sparse(dir: &tempfile::TempDir, name: &str, len: u64) -> String {
     text(&path)
 }
 
-/// The default initrd with one more file, `/probe`: an initrd may be several archives in a row.
-fn initrd_with_probe(dir: &tempfile::TempDir, content: &[u8]) -> String {
+/// The default initrd with more in it, files and folders with their modes: an initrd may be several archives in a row.
+fn initrd_with(dir: &tempfile::TempDir, entries: &[(&str, (u32, &[u8]))]) -> String {
     let mut archive = fs::read(cache::default_initrd()).unwrap();
     archive.resize(archive.len().next_multiple_of(512), 0);
-    let mut probe =
-        cpio::newc::Builder::new("probe").mode(0o100_644).write(&mut archive, content.len() as u32);
-    probe.write_all(content).unwrap();
-    probe.finish().unwrap();
+    for (name, (mode, content)) in entries {
+        let entry = cpio::newc::Builder::new(name).mode(*mode);
+        let mut entry = entry.write(&mut archive, content.len() as u32);
+        entry.write_all(content).unwrap();
+        entry.finish().unwrap();
+    }
     cpio::newc::trailer(&mut archive).unwrap();
     file(dir, "initrd", &archive)
 }
@@ -113,7 +115,7 @@ fn linux_sees_the_machine_that_it_was_given() {
     let content: Vec<u8> =
         (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let probe = file(&dir, "probe", &content);
-    let initrd = initrd_with_probe(&dir, &content);
+    let initrd = initrd_with(&dir, &[("probe", (0o100_644, &content))]);
     // So many lines do not fit into the serial port, nor into the terminal's buffer.
     let typed_ahead = "n=$((n+1))\n".repeat(400);
     let script = format!(

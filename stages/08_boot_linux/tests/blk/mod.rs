@@ -30,7 +30,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 /// A program of the distribution, which a user's PATH need not lead to.
-fn tool(name: &str) -> Option<PathBuf> {
+pub fn tool(name: &str) -> Option<PathBuf> {
     let folders = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
     let found =
         folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists());
@@ -41,7 +41,7 @@ fn tool(name: &str) -> Option<PathBuf> {
 }
 
 /// Runs a tool, which has to succeed, and gives what it prints.
-fn run(tool: &Path, args: &[&str]) -> String {
+pub fn run(tool: &Path, args: &[&str]) -> String {
     let output = Command::new(tool).args(args).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let err = String::from_utf8_lossy(&output.stderr);

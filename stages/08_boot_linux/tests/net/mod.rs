@@ -4,25 +4,38 @@
 //! started ends with it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use cli::cache;
 use testkit::{Program, Ran};
 
-use crate::{PATIENCE, answer, program, sha256, text};
+use crate::blk::tool;
+use crate::{PATIENCE, answer, initrd_with, program, sha256, text};
 
 /// So many bytes go each way.
 const LEN: usize = 4 << 20;
 
 /// Runs a shell script apart. `$bb` is busybox, `$program` the stage, `$dir` the folder, `$1` and so on are `args`.
-fn isolated(script: &str, dir: &tempfile::TempDir, args: &[&str]) -> Program {
+pub fn isolated(script: &str, dir: &tempfile::TempDir, args: &[&str]) -> Program {
     let busybox = text(&cache::default_initrd().with_file_name("busybox"));
     let ours = format!("bb=$1 program=$2 dir=$3; shift 3; {script}");
     // Who is root already may be other users, too.
     let root = if is_root() { [].as_slice() } else { &["--map-root-user"] };
     Program::new("unshare")
         .args(root)
-        .args(["--net", "--pid", "--fork", "--kill-child", "sh", "-euc", &ours, "sh"])
+        .args([
+            "--net",
+            "--pid",
+            "--mount-proc",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-euc",
+            &ours,
+            "sh",
+        ])
         .args([&busybox, env!("CARGO_BIN_EXE_08_boot_linux"), &text(dir.path())])
         .args(args)
         .patience(PATIENCE * 2)
@@ -34,7 +47,7 @@ fn is_root() -> bool {
 }
 
 /// A folder with a file that no damage would leave the same.
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let content: Vec<u8> =
         (0..LEN as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -100,6 +113,100 @@ fn guest_and_host_reach_each_other_through_a_tap() {
         assert_eq!(busy.len(), 2, "{busy:?}");
         assert!(busy[0].starts_with("error: the tap interface tap0 is in use"), "{busy:?}");
         assert_eq!(busy[1], "2");
+    }
+}
+
+/// A router with NAT: `tap0` leads to the guest at 10.0.0.2, `out` to another namespace, which knows no way back but to the
+/// router itself. There a web server for the folder and iperf3 listen at 192.0.2.2. `$nft` and `$iperf3` are the tools.
+pub const NAT: &str = r#"
+    $bb tunctl -t tap0 > $dir/log
+    $bb ip address add 10.0.0.1/24 dev tap0
+    $bb ip link set tap0 up
+    unshare --net sleep 1000000 &
+    other=$!
+    beyond() { nsenter --net --target $other "$@"; }
+    until [ $(readlink /proc/$other/ns/net) != $(readlink /proc/$$/ns/net) ]; do sleep 0.1; done
+    $bb ip link add out type veth
+    $bb ip link set veth0 netns $other
+    $bb ip address add 192.0.2.1/24 dev out
+    $bb ip link set out up
+    beyond $bb ip address add 192.0.2.2/24 dev veth0
+    beyond $bb ip link set veth0 up
+    echo 1 > /proc/sys/net/ipv4/ip_forward
+    $nft add table ip nat
+    $nft add chain ip nat leaving '{ type nat hook postrouting priority 100; }'
+    $nft add rule ip nat leaving oifname out masquerade
+    beyond $bb httpd -f -p 192.0.2.2:80 -h $dir &
+    # It goes on with files that have no name any more, which the lab's view of its host's files does not allow.
+    TMPDIR=/dev/shm beyond $iperf3 --server > $dir/iperf3 &
+"#;
+
+/// A page that names who asks for it.
+pub fn write_who(dir: &tempfile::TempDir) {
+    let folder = dir.path().join("cgi-bin");
+    fs::create_dir(&folder).unwrap();
+    let page = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\necho $REMOTE_ADDR\n";
+    fs::write(folder.join("who"), page).unwrap();
+    fs::set_permissions(folder.join("who"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The default initrd with the host's iperf3 and its libraries: `/iperf/run` starts it.
+fn initrd_with_iperf3(dir: &tempfile::TempDir, iperf3: &Path) -> String {
+    let needed = Command::new("ldd").arg(iperf3).output().unwrap();
+    let needed = String::from_utf8(needed.stdout).unwrap();
+    let needed = needed.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let files: Vec<_> = needed.chain([iperf3]).map(|path| (name(path), path)).collect();
+    let loader = files.iter().find(|(name, _)| name.starts_with("ld-")).unwrap();
+    let run =
+        format!("#!/bin/sh\nexec /iperf/{} --library-path /iperf /iperf/iperf3 \"$@\"\n", loader.0);
+    let files = files.iter().map(|(name, path)| (name.as_str(), fs::read(path).unwrap()));
+    let files: Vec<_> = files.chain([("run", run.into_bytes())]).collect();
+    let paths: Vec<_> = files.iter().map(|(name, _)| format!("iperf/{name}")).collect();
+    let contents = files.iter().map(|(_, bytes)| (0o100_755, bytes.as_slice()));
+    let entries = paths.iter().map(String::as_str).zip(contents);
+    let entries: Vec<_> =
+        [("iperf", (0o40_755, [].as_slice()))].into_iter().chain(entries).collect();
+    initrd_with(dir, &entries)
+}
+
+#[test]
+fn a_guest_reaches_what_lies_behind_a_router_with_nat() {
+    let Some(nft) = tool("nft") else { return };
+    let Some(iperf3) = tool("iperf3") else { return };
+    let host = format!(
+        "nft=$2 iperf3=$3 {NAT}
+        $program --cpus $1 --initrd $dir/initrd --net tap=tap0 \\
+            --append ip=10.0.0.2::10.0.0.1:255.255.255.0"
+    );
+    let script = [
+        "ping -A -q -c 100 192.0.2.2 | grep loss",
+        "wget -q -O - http://192.0.2.2/cgi-bin/who",
+        "wget -q -O - http://192.0.2.2/file | sha256sum",
+        "/iperf/run -c 192.0.2.2 -n 8M -f m | grep -v local",
+        "/iperf/run -c 192.0.2.2 -n 8M -f m -R | grep -v local",
+        "true\n",
+    ];
+    for cpus in ["1", "4"] {
+        let dir = folder();
+        write_who(&dir);
+        initrd_with_iperf3(&dir, &iperf3);
+        let args = [cpus, &text(&nft), &text(&iperf3)];
+        let ran = isolated(&host, &dir, &args).stdin(script.join("\n")).run();
+        ran.ended(0);
+        let pings = answer(&ran, script[0]).concat();
+        assert!(pings.contains("100 packets received, 0% packet loss"), "{ran}");
+        // The router's address: the guest's own is not known there.
+        assert_eq!(word(&ran, script[1]), "192.0.2.1");
+        assert_eq!(word(&ran, script[2]), sha256(&text(&dir.path().join("file"))));
+        for measured in &script[3..5] {
+            let lines = answer(&ran, measured);
+            assert!(lines.iter().any(|line| line == "iperf Done."), "{ran}");
+            let received = lines.iter().find(|line| line.ends_with("receiver")).unwrap();
+            let words: Vec<_> = received.split_whitespace().collect();
+            let unit = words.iter().position(|word| *word == "MBytes").unwrap();
+            assert!(words[unit - 1].parse::<f64>().unwrap() > 7.0, "{ran}");
+        }
     }
 }
 
