@@ -52,6 +52,7 @@ UNMAPPED    equ 0x4000000000
     mov rbx, UNMAPPED
     TRY mov [rbx], al
 
+    ; ANCHOR: double_fault
     ; The processor cannot push the exception's frame, which is a page fault, whose frame it cannot push
     ; either: a double fault. Without a stack of its own this would be a triple fault, and the end.
     SAY "an exception while there is no stack", 13, 10
@@ -60,6 +61,7 @@ UNMAPPED    equ 0x4000000000
     mov rsp, UNMAPPED
     ud2
 .after:
+    ; ANCHOR_END: double_fault
 
     SAY "all six caught, and still running", 13, 10
     END 0

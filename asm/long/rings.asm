@@ -32,6 +32,7 @@ USER_CS     equ USER_PAGE + 0x1000      ; where the program leaves the CS that i
     GATE 13, general_protection, 0, 0
     GATE 0x80, by_int, 0, 3     ; ring 3 may come through this one
 
+    ; ANCHOR: user
     ; Ring 3 gets one page. Its right to it must stand at every level on the way down.
     mov rax, cr3                ; the PML4
     or qword [rax], USER
@@ -43,6 +44,7 @@ USER_CS     equ USER_PAGE + 0x1000      ; where the program leaves the CS that i
     or qword [rax + (USER_PAGE >> 21) * 8], USER
     mov rax, cr3                ; what the processor remembers of the tables is out of date
     mov cr3, rax
+    ; ANCHOR_END: user
 
     ; The program.
     mov esi, user
@@ -68,6 +70,7 @@ USER_CS     equ USER_PAGE + 0x1000      ; where the program leaves the CS that i
     xor edx, edx
     wrmsr
 
+    ; ANCHOR: down
     ; Down: IRETQ takes the less privileged segments from the stack as if it returned there.
     SAY "ring 0: going down to ring 3", 13, 10
     push USER_DATA
@@ -76,6 +79,7 @@ USER_CS     equ USER_PAGE + 0x1000      ; where the program leaves the CS that i
     push USER_CODE
     push USER_PAGE
     iretq
+    ; ANCHOR_END: down
 
 ; SYSCALL leaves the program's RIP in RCX and its RFLAGS in R11, and its stack where it is.
 by_syscall:

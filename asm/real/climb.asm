@@ -50,11 +50,13 @@ start:
     ; Protected mode: segments come from a table from here on. The far jump loads CS from it. (SDM vol.
     ; 3,
     ; 11.9.1. A PC would have to open the A20 gate first; here it always is.)
+    ; ANCHOR: protected
     lgdt [gdt_pointer]
     mov eax, cr0
     or eax, CR0_PE
     mov cr0, eax
     jmp CODE32:protected
+    ; ANCHOR_END: protected
 
 bits 32
 protected:
@@ -115,6 +117,7 @@ protected:
     mov eax, cr0
     and eax, ~CR0_PG
     mov cr0, eax
+    ; ANCHOR: long
     mov dword [PML4], PDPT_LOW | PRESENT | WRITABLE
     mov dword [PDPT_LOW], PD_LONG | PRESENT | WRITABLE
     mov dword [PDPT_LOW + (LONG_VIRTUAL >> 30) * 8], PDPT_HIGH | PRESENT | WRITABLE
@@ -138,6 +141,7 @@ protected:
     or eax, CR0_PG
     mov cr0, eax
     jmp CODE64:long_mode
+    ; ANCHOR_END: long
 
 bits 64
 long_mode:

@@ -65,6 +65,7 @@ EOI         equ 0x20
     test eax, eax
     jz finished
     mov byte [woken], 0
+    ; ANCHOR: sleep
     mov [fs:OPERAND], eax
     mov dword [fs:DOORBELL], 1
 
@@ -78,6 +79,7 @@ EOI         equ 0x20
 ..@asleep:
     hlt
     jmp .sleep
+    ; ANCHOR_END: sleep
 
 .awake:
     mov ax, [row]

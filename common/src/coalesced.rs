@@ -88,6 +88,7 @@ impl Ring {
             .map_err(|source| Error::Register { range, source })
     }
 
+    // ANCHOR: drain
     /// Empties the ring: calls `write` with address and data of each write, oldest first, and returns
     /// how many there were. KVM adds entries at `last`, we take them at `first`.
     pub fn drain(&self, mut write: impl FnMut(u64, &[u8])) -> Result<u64, Error> {
@@ -110,4 +111,5 @@ impl Ring {
         }
         Ok(count)
     }
+    // ANCHOR_END: drain
 }

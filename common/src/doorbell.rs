@@ -63,6 +63,7 @@ impl<I: Interrupt> Doorbell<I> {
         self.status & DONE != 0
     }
 
+    // ANCHOR: ring
     fn ring(&mut self) {
         self.rings += 1;
         self.result = self.operand.isqrt();
@@ -70,6 +71,7 @@ impl<I: Interrupt> Doorbell<I> {
         // If the line fails, the driver still finds DONE when it polls; there is nobody else to tell.
         let _ = self.line.trigger();
     }
+    // ANCHOR_END: ring
 }
 
 impl<I: Interrupt> Device for Doorbell<I> {

@@ -41,6 +41,7 @@ impl Blamed for Error {
     }
 }
 
+// ANCHOR: create
 /// Puts the interrupt controllers into the VM: PICs at ports 0x20 and 0xA0, IOAPIC at 0xFEC00000, a
 /// local APIC at 0xFEE00000 for each vCPU made from now on (`KVM_CREATE_IRQCHIP`, KVM API 4.24).
 ///
@@ -53,6 +54,7 @@ pub fn create_irqchip(vm: &Vm) -> Result<(), Error> {
     }
     vm.fd().create_irq_chip().map_err(|source| Error::Ioctl { ioctl: "KVM_CREATE_IRQCHIP", source })
 }
+// ANCHOR_END: create
 
 /// Puts an i8254 timer (PIT) into the VM, at ports 0x40 to 0x43 and on line 0, and with it port 0x61: the
 /// gate and the output of its third channel, against which Linux measures its clocks, the bit that connects a

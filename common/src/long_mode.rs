@@ -69,6 +69,7 @@ const EFER_LMA: u64 = 1 << 10;
 /// Writes page tables that map the first 4 GiB of guest-physical memory to themselves, in pages of
 /// 2 MiB, at [`BOOT_PAGE_TABLES`]. Returns the PML4's address, for CR3.
 pub fn write_identity_map(ram: &Ram) -> Result<GuestAddress, Error> {
+    // ANCHOR: identity_map
     let pml4 = BOOT_PAGE_TABLES.0;
     let pdpt = pml4 + PAGE_SIZE;
     let first_directory = pdpt + PAGE_SIZE;
@@ -87,6 +88,7 @@ pub fn write_identity_map(ram: &Ram) -> Result<GuestAddress, Error> {
         ram.write_slice(&table(&mut entries), GuestAddress(directory))?;
     }
     Ok(GuestAddress(pml4))
+    // ANCHOR_END: identity_map
 }
 
 /// Puts the vCPU into 64-bit mode, ring 0, interrupts off, with the first 4 GiB mapped to themselves,
@@ -97,6 +99,7 @@ pub fn write_identity_map(ram: &Ram) -> Result<GuestAddress, Error> {
 ///
 /// KVM checks that the bits agree: EFER.LME and LMA, CR4.PAE, CR0.PE and PG, and a code segment with L
 /// set (Intel SDM vol. 3, 11.8.5 "Initializing IA-32e Mode").
+// ANCHOR: enter
 pub fn enter(vcpu: &Vcpu, ram: &Ram, regs: kvm_regs) -> Result<(), Error> {
     let mut sregs = vcpu.sregs()?;
     set_flat_segments(&mut sregs, ram, segment(CODE, true))?;
@@ -109,6 +112,7 @@ pub fn enter(vcpu: &Vcpu, ram: &Ram, regs: kvm_regs) -> Result<(), Error> {
     vcpu.set_regs(&kvm_regs { rflags: 0x2, ..regs })?;
     Ok(())
 }
+// ANCHOR_END: enter
 
 /// Writes a GDT with the segment `code` and, behind it, a flat data segment, at [`BOOT_GDT`], and has all segment
 /// registers hold them. There is no IDT: until the guest has its own, an exception is a triple fault.

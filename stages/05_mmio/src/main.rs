@@ -56,6 +56,7 @@ struct Report {
 
 /// Runs `guest` in a machine of its own.
 fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
+    // ANCHOR: machine
     // RAM from 0 up to where a PC has its video card; the ROM at the end of the first megabyte. In
     // between no memslot is: those addresses belong to devices.
     let kvm = common::kvm::open()?;
@@ -67,7 +68,9 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     // The interrupt controllers come after the memory and before the vCPU.
     create_irqchip(&vm)?;
     let mut vcpu = Vcpu::new(&vm, 0)?;
+    // ANCHOR_END: machine
 
+    // ANCHOR: devices
     // The devices, each at its addresses.
     let screen = shared(TextScreen::new());
     let scratch = shared(Scratch::new(SCRATCH_SIZE as usize));
@@ -80,6 +83,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
         screen.clone(),
     )?;
     bus.insert("doorbell", DOORBELL.0..DOORBELL.0 + doorbell::SIZE, bell)?;
+    // ANCHOR_END: devices
 
     // The ports of stage 04.
     let (exit, tty) = (ExitCode::default(), Teletype::new(io::stdout()));
@@ -88,6 +92,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     ports.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(exit.clone())))?;
     ports.insert("serial port", serial::PORTS, shared(Serial::new(tty.clone())))?;
 
+    // ANCHOR: savers
     // Two ways to save exits, for writes to the scratch registers: KVM collects them in a ring, or it only
     // counts them.
     let ring = Ring::map(&vcpu)?;
@@ -97,6 +102,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
         Delivery::Coalesced => ring.collect(&vcpu, SCRATCH.0..SCRATCH.0 + SCRATCH_SIZE)?,
         Delivery::Ioeventfd => counter = Some(Ioeventfd::new(&vm, SCRATCH.0)?),
     }
+    // ANCHOR_END: savers
 
     vcpu.set_supported_cpuid(&kvm)?;
     vcpu.start_real_mode(PROGRAM)?;
@@ -109,6 +115,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     let mut exits = BTreeMap::new();
     let start = Instant::now();
     let ended = loop {
+        // ANCHOR: exits
         let back = vcpu.run()?;
         // What KVM has collected was written before this.
         ring.drain(|addr, data| {
@@ -125,6 +132,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
                 guest.trace("write", addr, data, device);
                 device.unwrap_or("nobody")
             }
+            // ANCHOR_END: exits
             Exit::IoOut { port, size, data } => {
                 ports.write_each(port.into(), size, data);
                 match exit.get() {

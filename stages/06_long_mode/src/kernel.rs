@@ -47,6 +47,7 @@ pub fn climb_to(vcpu: &Vcpu, ram: &Ram, entry: GuestAddress) -> Result<()> {
     Ok(vcpu.start_real_mode(PROGRAM)?)
 }
 
+// ANCHOR: boot_info
 /// Tells the kernel which memory there is, and who loaded it. Returns the address for RDI.
 fn write_boot_info(ram: &Ram, loader: u32) -> Result<GuestAddress> {
     let info_size = size_of::<BootInfo>() as u64;
@@ -67,3 +68,4 @@ fn write_boot_info(ram: &Ram, loader: u32) -> Result<GuestAddress> {
     }
     Ok(BOOT_INFO)
 }
+// ANCHOR_END: boot_info

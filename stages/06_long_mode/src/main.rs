@@ -108,6 +108,7 @@ fn machine(args: Args) -> Result<Ended> {
         );
     }
 
+    // ANCHOR: machine
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
     let vm = Vm::with_ram(&kvm, args.memory)?;
@@ -134,6 +135,7 @@ fn machine(args: Args) -> Result<Ended> {
     let (trace, limit) = (args.trace.start(), args.console.timeout);
     let Ran { ending, exits, .. } = run::run(vec![vcpu], ports, Bus::new(), stopped, limit, trace)?;
     let ended = console.finish(&ending, &exits);
+    // ANCHOR_END: machine
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {
         cli::eprint(format_args!("{}", records::table(&ram)?));
