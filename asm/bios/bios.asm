@@ -52,10 +52,12 @@ BIOS        equ 0xF000          ; our segment
 %include "mp.inc"               ; room for the machine's own description of its processors
 
     times 0xFFF0 - ($ - $$) db 0xFF
+; ANCHOR: reset
 ; 0xFFFFFFF0. CS's base is 0xFFFF0000 here, which no selector of real mode can say: the first far jump loads
 ; CS and goes on in the copy below 1 MiB. (Intel SDM vol. 3, 11.1.4.)
     jmp BIOS:post
     db "11/22/26"               ; the ROM's date, where programs look for it
     db 0
     db 0xFC                     ; the model: a PC AT
+; ANCHOR_END: reset
     db 0

@@ -28,6 +28,7 @@ endstruc
     cli
     cld
     xor ax, ax
+    ; ANCHOR: make_room
     mov ss, ax
     mov sp, BOOT_SECTOR         ; the stack grows down from our first byte
     mov ds, ax
@@ -38,10 +39,12 @@ endstruc
     rep movsw
     jmp 0:moved                 ; firmware may have come here as 07C0:0000
 moved:
+    ; ANCHOR_END: make_room
     sti
     mov [drive], dl
     PROGRESS 0x70
 
+    ; ANCHOR: active
     ; One partition is active.
     xor bp, bp                  ; its entry
     mov di, TABLE
@@ -58,6 +61,7 @@ moved:
 .next:
     add di, PARTITION_size
     loop .entry
+    ; ANCHOR_END: active
     mov si, no_active
     test bp, bp
     jz fail

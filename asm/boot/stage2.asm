@@ -101,6 +101,7 @@ unreadable  db "stage 2: cannot read the disk, error "
     times 510 - ($ - $$) db 0
     dw 0xAA55
 
+; ANCHOR: loaded
 loaded:
     call check_processor
     PROGRESS 0x73
@@ -120,6 +121,7 @@ loaded:
     mov si, climbing
     call put_line
     jmp climb
+; ANCHOR_END: loaded
 
 reading     db "stage 2: loading KERNEL.ELF", 0
 climbing    db "stage 2: to long mode, and into the kernel", 0

@@ -29,6 +29,7 @@ pub struct Entry {
     pub kind: Kind,
 }
 
+// ANCHOR: first_megabyte
 /// The first megabyte of a PC, where RAM has been shared with firmware and video since 1981. Between
 /// the VGA hole and the BIOS no entry stands: a hole.
 const FIRST_MEGABYTE: [Entry; 3] = [
@@ -36,6 +37,7 @@ const FIRST_MEGABYTE: [Entry; 3] = [
     Entry { range: EBDA.0..VGA_HOLE.0, kind: Kind::Reserved },
     Entry { range: ACPI_TABLES.0..HIGH_MEMORY.0, kind: Kind::Reserved },
 ];
+// ANCHOR_END: first_megabyte
 
 /// The map of a guest's RAM: all of it, without the parts of the first megabyte that belong to firmware.
 /// Sorted by address, without overlap.

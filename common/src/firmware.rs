@@ -63,6 +63,7 @@ pub fn check(image: &[u8]) -> Result<(), Error> {
 /// With `shadow` the lower one is RAM that holds the same bytes, all of them, in the beginning. In a PC a ROM is slow:
 /// its firmware copies itself into RAM at the same addresses, by switches in the host bridge, and keeps its
 /// variables there, too. Here there is no host bridge, so the copy is there from the start.
+// ANCHOR: create_vm
 pub fn create_vm(kvm: &Kvm, memory: u64, image: &[u8], shadow: bool) -> Result<Arc<Vm>, Error> {
     check(image)?;
     let vm = Vm::with_ranges(kvm, memory, layout::pc_ram_ranges(memory), Pages::Small)?;
@@ -84,6 +85,7 @@ pub fn create_vm(kvm: &Kvm, memory: u64, image: &[u8], shadow: bool) -> Result<A
     }
     Ok(vm)
 }
+// ANCHOR_END: create_vm
 
 /// The port that firmware writes its progress to.
 pub const POST_PORT: u16 = 0x80;

@@ -35,6 +35,7 @@ fn machine(args: Args) -> Result<Ended> {
         mp_table::put_into(&mut rom, args.cpus, cpuid::signature(&kvm)?)?;
     }
 
+    // ANCHOR: vm
     // A VM with RAM and ROM, interrupt controllers and timer, and vCPUs. Their registers stay as reset leaves
     // them: the first one takes its first instruction from 0xFFFFFFF0, the others wait until it wakes them.
     // Another firmware than ours gets its copy below 1 MiB as RAM: a PC's ROMs have their variables there.
@@ -42,6 +43,7 @@ fn machine(args: Args) -> Result<Ended> {
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
     let vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
+    // ANCHOR_END: vm
     if let Some(kernel) = &args.kernel {
         // Unless the host is the boot loader.
         multiboot::boot(&vcpus[0], &vm.ram(), args.memory, kernel, &args.append)
