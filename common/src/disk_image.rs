@@ -24,6 +24,7 @@ use imago::format::builder::FormatDriverBuilder;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, StorageOpenOptions};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::disk::{self, Access, FileSectors, SECTOR, Sectors};
@@ -49,9 +50,11 @@ pub enum Error {
     },
     /// Its tables are not all there.
     #[error(
-        "the qcow2 image is truncated: its table of clusters ends at byte {end}, the file at {len}"
+        "the qcow2 image is truncated: its table of {what} ends at byte {end}, the file at {len}"
     )]
     Truncated {
+        /// What the table has.
+        what: &'static str,
         /// Where the table ends.
         end: u64,
         /// The file's length in bytes.
@@ -96,7 +99,7 @@ impl Blamed for Error {
 }
 
 /// How a disk lies in its file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// Sector n is at byte 512 × n.
     Raw,
@@ -148,7 +151,7 @@ fn first_bytes(file: &File) -> Result<[u8; 4], Error> {
 
 /// Looks at the fields of the header that `imago` leaves to others.
 fn check_header(file: &File, len: u64) -> Result<(), Error> {
-    let mut header = [0; 48];
+    let mut header = [0; 60];
     file.read_exact_at(&mut header, 0).map_err(Error::Damaged)?;
     let found = [header[0], header[1], header[2], header[3]];
     if found != MAGIC {
@@ -158,11 +161,25 @@ fn check_header(file: &File, len: u64) -> Result<(), Error> {
     if u32_at(32) != 0 {
         return Err(Error::Encrypted);
     }
-    let (entries, table) =
-        (u64::from(u32_at(36)), u64::from(u32_at(40)) << 32 | u64::from(u32_at(44)));
+    let u64_at = |at: usize| u64::from(u32_at(at)) << 32 | u64::from(u32_at(at + 4));
     // Behind the end of a file `imago` finds zeros, which would be an empty disk.
-    let end = table.saturating_add(8 * entries);
-    if end > len { Err(Error::Truncated { end, len }) } else { Ok(()) }
+    let within = |what, table: u64, bytes: u64| match table.saturating_add(bytes) {
+        end if end > len => Err(Error::Truncated { what, end, len }),
+        _ => Ok(()),
+    };
+    within("clusters", u64_at(40), 8 * u64::from(u32_at(36)))?;
+    // What has no count of the first cluster's use, the header's own, makes `imago` 0.2.6 put that count there, take the
+    // count for missing, and begin again without an end.
+    let counts = u64_at(48);
+    within("reference counts", counts, 8)?;
+    let mut first = [0; 8];
+    file.read_exact_at(&mut first, counts).map_err(Error::Damaged)?;
+    // The lowest 9 bits of an entry mean nothing.
+    if u64::from_be_bytes(first) >> 9 == 0 {
+        let none = "nothing counts the use of its first cluster, try `qemu-img check -r all`";
+        return Err(Error::Damaged(io::Error::other(none)));
+    }
+    Ok(())
 }
 
 /// A qcow2 image.
@@ -387,6 +404,18 @@ mod tests {
             with(36, &u32::MAX.to_be_bytes(), WRITE).starts_with("the qcow2 image is truncated")
         );
         assert!(with(40, &[0xFF; 8], WRITE).starts_with("the qcow2 image is truncated"));
+        assert_eq!(
+            with(48, &[0xFF; 8], WRITE),
+            format!(
+                "the qcow2 image is truncated: its table of reference counts ends at byte {}, the file at {}",
+                u64::MAX,
+                image.len()
+            )
+        );
+        let counts = u64::from_be_bytes(image[48..56].try_into().unwrap()) as usize;
+        assert!(with(counts, &[0, 0, 0, 0, 0, 0, 1, 0xFF], WRITE).starts_with(
+            "the qcow2 image is damaged or of an unknown kind: nothing counts the use"
+        ));
         assert!(with(24, &513u64.to_be_bytes(), WRITE).starts_with("the disk has 513 bytes"));
         assert!(with(24, &0u64.to_be_bytes(), WRITE).starts_with("the disk has 0 bytes"));
         // A feature bit that nobody knows, and the one for a data file.
