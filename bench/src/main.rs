@@ -3,8 +3,10 @@
 //! This program runs where a `/dev/kvm` is, which may be in the lab; `cargo xtask bench` builds it,
 //! picks the place and makes the table. `bench/README.md` explains the rows.
 
+mod disk;
 mod exits;
 mod linux;
+mod restore;
 mod start;
 
 use std::path::PathBuf;
@@ -36,6 +38,10 @@ enum Measurement {
     Exits,
     /// From the start of a process to its first KVM_RUN
     Start,
+    /// From the start of a process to the next instruction of the guest that it restores
+    Restore,
+    /// A disk, from inside Linux and from outside
+    Disk,
     /// Stage 08 to Linux's first user-space line, and the monitor's own memory then
     Linux,
 }
@@ -45,7 +51,7 @@ impl Measurement {
     fn stage(self) -> u8 {
         match self {
             Self::Exits | Self::Start => 5,
-            Self::Linux => 8,
+            Self::Restore | Self::Disk | Self::Linux => 8,
         }
     }
 }
@@ -83,6 +89,8 @@ fn main() -> ExitCode {
         let rows = match args.measurement {
             Measurement::Exits => exits::rows()?,
             Measurement::Start => start::rows(&args.programs)?,
+            Measurement::Restore => restore::rows(&args.programs)?,
+            Measurement::Disk => disk::rows(&args.programs)?,
             Measurement::Linux => linux::rows(&args.programs)?,
         };
         for row in rows {

@@ -36,7 +36,8 @@ pub fn rows(programs: &Path) -> Result<Vec<Row>> {
         .collect()
 }
 
-fn command(programs: &Path, program: &str) -> Command {
+/// How a stage is started: nothing is typed, and what it prints is read.
+pub fn command(programs: &Path, program: &str) -> Command {
     let mut command = Command::new(programs.join(program));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command

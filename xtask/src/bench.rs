@@ -19,9 +19,11 @@ use crate::progress::step;
 use crate::workspace;
 
 /// What `mini-kvm-bench` measures: its name there, and what is said while it is under way.
-const MEASUREMENTS: [(&str, &str); 3] = [
+const MEASUREMENTS: [(&str, &str); 5] = [
     ("exits", "one exit through our bus against a bare loop"),
     ("start", "from the start of a process to its guest's first byte"),
+    ("restore", "from the start of a process to the next byte of the guest that it restores"),
+    ("disk", "a disk, from inside Linux and from outside"),
     ("linux", "Linux to its first user-space line"),
 ];
 
@@ -32,7 +34,7 @@ const WARM_RUNS: usize = 5;
 #[derive(clap::Args)]
 pub struct Args {
     /// Take only these measurements
-    #[arg(value_name = "MEASUREMENT", value_parser = ["exits", "start", "linux", "lab"])]
+    #[arg(value_name = "MEASUREMENT", value_parser = ["exits", "start", "restore", "disk", "linux", "lab"])]
     only: Vec<String>,
 
     /// Write the results as JSON: into FILE, or instead of the table to stdout
