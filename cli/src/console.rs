@@ -35,8 +35,21 @@ Ctrl-A x       leave: end the machine
 Ctrl-A h       this help
 Ctrl-A Ctrl-A  send Ctrl-A to the guest";
 
-/// And where the machine can be saved.
-const SAVE_KEY: &str = "Ctrl-A s       save the machine, and end it";
+/// A key that a machine adds.
+struct Command {
+    key: u8,
+    /// What it does, in a few words.
+    help: &'static str,
+    /// Does it, and returns what is to be told.
+    act: Box<dyn Fn() -> String + Send>,
+}
+
+/// What Ctrl-A h says.
+fn help_text(commands: &[Command]) -> String {
+    let line =
+        |Command { key, help, .. }: &Command| format!("Ctrl-A {}       {help}\n", *key as char);
+    commands.iter().map(line).chain([KEYS.to_owned()]).collect()
+}
 
 /// What `--help` says of the console.
 pub(crate) const HELP: &str = "\
@@ -78,8 +91,8 @@ pub struct Console {
     last_picture: Option<LastPicture>,
     /// Whether the drawing has help above it.
     notice: Option<Arc<AtomicBool>>,
-    /// Whether the machine can be saved.
-    saves: bool,
+    /// What the machine adds to Ctrl-A.
+    commands: Arc<Mutex<Vec<Command>>>,
 }
 
 /// Refuses an option whose lines, on stderr, would be written into the picture of a text screen.
@@ -119,7 +132,7 @@ impl Console {
             deadline,
             last_picture: None,
             notice: None,
-            saves: false,
+            commands: Arc::default(),
         })
     }
 
@@ -163,11 +176,22 @@ impl Console {
 
     /// Has Ctrl-A s, or SIGUSR1, end the machine to have it saved.
     #[cfg(feature = "stage08")]
-    pub fn let_save(&mut self) -> io::Result<()> {
-        self.saves = true;
+    pub fn let_save(&self) -> io::Result<()> {
+        let key = self.stop.clone();
+        self.on_key(b's', "save the machine, and end it", move || {
+            key.now(Ending::Saved);
+            String::new()
+        });
         let stop = self.stop.clone();
         let mut signals = Signals::new([signal_hook::consts::SIGUSR1])?;
         spawn("save", move || signals.forever().for_each(|_| stop.now(Ending::Saved)))
+    }
+
+    /// Has Ctrl-A and `key` call `act` and print what it returns, if that is something. `help` says in a few words what
+    /// it does.
+    #[cfg(feature = "stage08")]
+    pub fn on_key(&self, key: u8, help: &'static str, act: impl Fn() -> String + Send + 'static) {
+        lock(&self.commands).push(Command { key, help, act: Box::new(act) });
     }
 
     /// Starts typing: `guest` gets the keys, and may block for as long as it has no room for them.
@@ -183,18 +207,18 @@ impl Console {
             }
             stop.now(ending);
         };
-        let (notice, saves) = (self.notice.clone(), self.saves);
+        let (notice, commands) = (self.notice.clone(), Arc::clone(&self.commands));
         let help = move |wanted| match &notice {
             Some(notice) => notice.store(wanted, Ordering::Relaxed),
             // In raw mode the carriage return is ours to print.
             None if wanted => {
-                let keys = if saves { format!("{SAVE_KEY}\n{KEYS}") } else { KEYS.to_owned() };
-                say(&format!("\r\n{}\r\n", keys.replace('\n', "\r\n")));
+                say(&format!("\r\n{}\r\n", help_text(&lock(&commands)).replace('\n', "\r\n")));
             }
             None => {}
         };
+        let commands = Arc::clone(&self.commands);
         let read = move || match raw {
-            true => read_keys(&sender, leave, help, saves),
+            true => read_keys(&sender, leave, help, &commands),
             false => read_pipe(&sender),
         };
         spawn("stdin", read)
@@ -298,7 +322,7 @@ fn read_keys(
     guest: &SyncSender<Vec<u8>>,
     leave: impl Fn(Ending),
     help: impl Fn(bool),
-    saves: bool,
+    commands: &Mutex<Vec<Command>>,
 ) {
     let mut keyboard = Keyboard::default();
     let mut buffer = [0; 256];
@@ -319,9 +343,17 @@ fn read_keys(
                     keys.push(key);
                 }
                 Press::Leave => return leave(Ending::Left),
-                Press::Save if saves => return leave(Ending::Saved),
-                Press::Save => say("\x07"),
                 Press::Help => help(true),
+                Press::Other(key) => {
+                    let commands = lock(commands);
+                    match commands.iter().find(|command| command.key == key) {
+                        Some(command) => match (command.act)().as_str() {
+                            "" => {}
+                            text => say(&format!("\r\n{text}\r\n")),
+                        },
+                        None => say("\x07"),
+                    }
+                }
                 Press::Nothing => {}
             }
         }
@@ -373,8 +405,9 @@ fn read_pipe(guest: &SyncSender<Vec<u8>>) {
 enum Press {
     Key(u8),
     Leave,
-    Save,
     Help,
+    /// What the machine adds, if it does.
+    Other(u8),
     Nothing,
 }
 
@@ -394,9 +427,8 @@ impl Keyboard {
             (false, key) => Press::Key(key),
             (true, ESCAPE) => Press::Key(ESCAPE),
             (true, b'x' | b'X') => Press::Leave,
-            (true, b's' | b'S') => Press::Save,
             (true, b'h' | b'H' | b'?') => Press::Help,
-            (true, _) => Press::Nothing,
+            (true, key) => Press::Other(key.to_ascii_lowercase()),
         }
     }
 }
@@ -827,9 +859,9 @@ mod tests {
         assert_eq!(presses(b"x\x03"), [Key(b'x'), Key(3)]);
         assert_eq!(presses(b"\x01x"), [Leave]);
         assert_eq!(presses(b"\x01h\x01?"), [Help, Help]);
-        assert_eq!(presses(b"\x01s"), [Save]);
+        assert_eq!(presses(b"\x01s\x01S"), [Other(b's'), Other(b's')]);
         assert_eq!(presses(b"\x01\x01x"), [Key(1), Key(b'x')]);
-        assert_eq!(presses(b"\x01qx"), [Key(b'x')]);
+        assert_eq!(presses(b"\x01+x"), [Other(b'+'), Key(b'x')]);
     }
 
     #[test]

@@ -95,14 +95,13 @@ impl List {
         }
     }
 
-    /// What may be done with a disk: everything, if no word says otherwise.
-    pub fn access(&mut self) -> Result<Access, String> {
-        let access = self.word(&[
+    /// What may be done with a disk, if a word says so.
+    pub fn access(&mut self) -> Result<Option<Access>, String> {
+        self.word(&[
             ("rw", Access::ReadWrite),
             ("ro", Access::ReadOnly),
             ("snapshot", Access::Snapshot),
-        ])?;
-        Ok(access.unwrap_or(Access::ReadWrite))
+        ])
     }
 
     /// What the one of these words stands for that is there.

@@ -119,6 +119,7 @@ impl<S: Sectors + ?Sized> Sectors for Box<S> {
 
 /// What becomes of a guest's writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "stage08", derive(serde::Serialize, serde::Deserialize))]
 pub enum Access {
     /// They go to the file.
     ReadWrite,

@@ -4,7 +4,7 @@
 //! inside KVM, and what our own devices hold. A snapshot is a folder with two files:
 //!
 //! ```text
-//! DIR/state.json          everything but the memory: version, vCPUs, KVM's devices, ours
+//! DIR/state.json          everything but the memory: version, the options, vCPUs, KVM's devices, ours
 //! DIR/memory.XXXXXX       the memory's ranges one behind the other; pages of zeros are holes
 //! ```
 //!
@@ -14,7 +14,8 @@
 //! times.
 //!
 //! What isn't in a snapshot is what the machine's disks hold. It belongs to the moment at which they were left: saving
-//! ends the machine.
+//! ends the machine. But which disks, network interfaces and sockets they were, it has: the program's options for
+//! devices, in whatever form the program reads them again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -48,7 +49,7 @@ use crate::{irqfd, kvm};
 mod vcpu_state;
 
 /// The format's version. It changes with whatever a reader of the old one would misunderstand.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const STATE: &str = "state.json";
 const MEMORY: &str = "memory.";
@@ -100,7 +101,7 @@ pub enum Error {
     #[error("the snapshot was made on another processor: {0}; restore it on one like that")]
     Processor(String),
     /// A device can't take its state.
-    #[error("the snapshot's state of the {device} makes no sense: {why}")]
+    #[error("the {device} cannot go on from the snapshot: {why}")]
     Device {
         /// Its name.
         device: String,
@@ -110,6 +111,17 @@ pub enum Error {
     /// The machine has other devices than the snapshot.
     #[error("the snapshot is of a machine with other devices: {0}")]
     OtherDevices(String),
+    /// A device can't be left as it is.
+    #[error("cannot save the {device}: {source}; nothing was saved")]
+    Unsettled {
+        /// Its name.
+        device: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The options for devices can't be written down.
+    #[error("a snapshot cannot have these options for devices: {0}")]
+    Options(serde_json::Error),
     /// A vCPU is stuck in a device, so its state is not whole.
     #[error("{} of {} vCPUs stopped in time; nothing was saved", stopped, all)]
     Stuck {
@@ -153,8 +165,11 @@ impl Blamed for Error {
             | Self::Version { .. }
             | Self::Processor(_)
             | Self::Device { .. }
+            | Self::Options(_)
             | Self::OtherDevices(_) => Blame::Input,
-            Self::Stuck { .. } | Self::Ram(_) | Self::Ioctl { .. } => Blame::Host,
+            Self::Unsettled { .. } | Self::Stuck { .. } | Self::Ram(_) | Self::Ioctl { .. } => {
+                Blame::Host
+            }
             Self::Memory(error) => error.blame(),
             Self::Vcpu(error) => error.blame(),
             Self::Irqfd(error) => error.blame(),
@@ -173,6 +188,11 @@ fn file<'a>(path: &'a Path, what: &'static str) -> impl FnOnce(io::Error) -> Err
 
 /// A device whose state is kept.
 pub trait Keep: Send {
+    /// Does what it has told the guest is done, if it has put that off: comes before [`keep`](Self::keep).
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// What it holds that the guest could notice.
     fn keep(&self) -> Value;
 
@@ -185,6 +205,9 @@ pub fn read<T: DeserializeOwned>(state: &Value) -> Result<T, serde_json::Error> 
     T::deserialize(state)
 }
 
+/// What devices hold, by their names.
+pub type States = BTreeMap<String, Value>;
+
 /// A machine's devices whose state is kept, by name.
 #[derive(Default)]
 pub struct Devices(Vec<(String, Arc<Mutex<dyn Keep>>)>);
@@ -195,11 +218,16 @@ impl Devices {
         self.0.push((name.into(), device));
     }
 
-    fn keep(&self) -> BTreeMap<String, Value> {
-        let lock = |device: &Arc<Mutex<dyn Keep>>| {
-            device.lock().unwrap_or_else(PoisonError::into_inner).keep()
+    /// What each of them holds, for [`save`]. Their machine has ended; what they have on this host can be looked at
+    /// from here on, and changes no more.
+    pub fn keep(&self) -> Result<States, Error> {
+        let keep = |(name, device): &(String, Arc<Mutex<dyn Keep>>)| {
+            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            let unsettled = |source| Error::Unsettled { device: name.clone(), source };
+            device.settle().map_err(unsettled)?;
+            Ok((name.clone(), device.keep()))
         };
-        self.0.iter().map(|(name, device)| (name.clone(), lock(device))).collect()
+        self.0.iter().map(keep).collect()
     }
 
     /// Gives each device what `saved` has of it: all of that, and to all of them.
@@ -226,13 +254,15 @@ pub struct Saved {
     version: u32,
     /// When it was saved, in nanoseconds since 1970.
     time: u64,
+    /// The program's options for devices.
+    options: Value,
     memory: Memory,
     vcpus: Vec<vcpu_state::State>,
     irqchips: [kvm_irqchip; 3],
     pit: kvm_pit_state2,
     /// KVM's clock in nanoseconds.
     clock: u64,
-    devices: BTreeMap<String, Value>,
+    devices: States,
     #[serde(skip)]
     folder: PathBuf,
 }
@@ -244,27 +274,39 @@ struct Memory {
     ranges: Vec<(u64, u64)>,
 }
 
-/// Makes sure that a machine can be saved to `folder` when the time comes: makes it if it isn't there.
-pub fn prepare(folder: &Path) -> Result<(), Error> {
+/// Makes sure that a machine with these `options` can be saved to `folder` when the time comes: makes it if it isn't
+/// there.
+pub fn prepare(folder: &Path, options: &impl Serialize) -> Result<(), Error> {
+    in_json(options)?;
+    writable(folder)
+}
+
+fn in_json(options: &impl Serialize) -> Result<Value, Error> {
+    serde_json::to_value(options).map_err(Error::Options)
+}
+
+fn writable(folder: &Path) -> Result<(), Error> {
     fs::create_dir_all(folder).map_err(file(folder, "make this folder"))?;
     tempfile::Builder::new().tempfile_in(folder).map_err(file(folder, "write to this folder"))?;
     Ok(())
 }
 
-/// Saves a machine that has ended, with all of its `all` vCPUs in `vcpus`, to `folder`. Returns how many bytes of
-/// memory had to be written.
+/// Saves a machine that has ended, with all of its `all` vCPUs in `vcpus`, to `folder`: with what its `devices` hold, and
+/// the program's `options` for them, which [`Saved::options`] gives back. Returns how many bytes of memory had to be
+/// written.
 pub fn save(
     folder: &Path,
     kvm: &Kvm,
     vm: &Vm,
     vcpus: &[Vcpu],
     all: usize,
-    devices: &Devices,
+    devices: States,
+    options: &impl Serialize,
 ) -> Result<u64, Error> {
     if vcpus.len() != all {
         return Err(Error::Stuck { stopped: vcpus.len(), all });
     }
-    prepare(folder)?;
+    writable(folder)?;
     let dir = File::open(folder).map_err(file(folder, "open this folder"))?;
     // Where there are no locks, two that save to one folder at once may remove each other's memory.
     if let Err(Errno::WOULDBLOCK) = flock(&dir, FlockOperation::NonBlockingLockExclusive) {
@@ -300,6 +342,7 @@ pub fn save(
     let saved = Saved {
         version: VERSION,
         time,
+        options: in_json(options)?,
         memory: Memory {
             file: name.unwrap_or_default(),
             ranges: ram.iter().map(|r| (r.start_addr().raw_value(), r.len())).collect(),
@@ -308,7 +351,7 @@ pub fn save(
         irqchips,
         pit,
         clock,
-        devices: devices.keep(),
+        devices,
         folder: folder.to_owned(),
     };
 
@@ -426,6 +469,14 @@ pub fn open(folder: &Path) -> Result<Saved, Error> {
 }
 
 impl Saved {
+    /// The options for devices that the machine was saved with.
+    pub fn options<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        read(&self.options).map_err(|error| Error::Malformed {
+            path: self.folder.join(STATE),
+            why: format!("options: {error}"),
+        })
+    }
+
     /// Makes the machine: its memory, its interrupt controllers and its vCPUs, each as it was. What it was told of the
     /// time is what the time is now.
     pub fn machine(&self, kvm: &Kvm) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {

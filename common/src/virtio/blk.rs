@@ -15,6 +15,8 @@
 
 use std::io::{self, Read as _, Write as _};
 
+use serde::de::Error as _;
+use serde_json::Value;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -26,6 +28,7 @@ use virtio_queue::{Reader, Writer};
 
 use super::{Broken, Device, Rings, copy_config};
 use crate::disk::{SECTOR, Sectors};
+use crate::snapshot;
 
 /// The only queue.
 const REQUESTS: usize = 0;
@@ -276,6 +279,25 @@ impl Device for Blk {
     fn reset(&mut self) {
         self.features = 0;
     }
+
+    /// Whoever copies the disk's file to go with the snapshot, or asks when it was changed last, finds all of it there.
+    fn settle(&mut self) -> io::Result<()> {
+        self.disk.flush()
+    }
+
+    fn keep(&self) -> Value {
+        self.disk.count().into()
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), serde_json::Error> {
+        let (had, has) = (snapshot::read::<u64>(state)?, self.disk.count());
+        if had == has {
+            return Ok(());
+        }
+        Err(serde_json::Error::custom(format!(
+            "the disk had {had} sectors then, this one has {has}"
+        )))
+    }
 }
 
 #[cfg(test)]
@@ -286,7 +308,7 @@ mod tests {
     use vm_memory::{Bytes as _, GuestAddress};
 
     use super::*;
-    use crate::virtio::tests::{Buffer, Driver, MEMORY};
+    use crate::virtio::tests::{Buffer, Driver, MEMORY, hostile_chains};
 
     const COUNT: u64 = 64;
     const VERSION_1: u64 = 1 << 32;
@@ -589,6 +611,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn hostile_chains_do_no_harm(chains in hostile_chains()) {
+            Fake::new().driver().survives(chains);
+        }
+
+        /// Requests of all kinds, for sectors here and elsewhere, with lengths that make no sense.
+        #[test]
+        fn requests_that_make_no_sense_do_no_harm(
+            requests in prop::collection::vec(
+                (0..16u32, prop_oneof![0..2 * COUNT, any::<u64>()], prop::collection::vec(any::<u8>(), 0..1200), 0..1200usize),
+                1..12,
+            ),
+        ) {
+            let fake = Fake::new();
+            let mut driver = fake.driver();
+            for (what, sector, data, room) in requests {
+                let (status, ..) = ask(&mut driver, &[header(what, sector), data].concat(), room);
+                prop_assert!([OK, IOERR, UNSUPP].contains(&status));
+            }
+            prop_assert_eq!(fake.0.lock().unwrap().bytes.len(), COUNT as usize * SECTOR);
+        }
+
         /// Where descriptors begin and end means nothing.
         #[test]
         fn requests_are_cut_anywhere(

@@ -6,6 +6,7 @@
 //! queues (DRIVER_OK). Status 0 is a reset. Out of their order the registers do nothing: above all, a queue does not
 //! move once the device works with it.
 
+use std::io;
 use std::sync::Arc;
 
 use serde::de::Error as _;
@@ -262,6 +263,10 @@ struct QueueFields {
 }
 
 impl Keep for Mmio {
+    fn settle(&mut self) -> io::Result<()> {
+        self.core.lock().device.settle()
+    }
+
     fn keep(&self) -> Value {
         let state = self.core.lock();
         let kept = Kept {

@@ -140,6 +140,11 @@ pub trait Device: Send {
     /// The driver begins anew: what the device holds of its former life goes.
     fn reset(&mut self) {}
 
+    /// Does what it has told the driver is done, if it has put that off: the machine has ended, and is to be saved.
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// What goes into a snapshot of it, beside its queues, which are in the guest's memory and with [`mmio`].
     fn keep(&self) -> Value {
         Value::Null
@@ -186,7 +191,7 @@ impl<'a> Rings<'a> {
         self.ram
     }
 
-    /// The next chain of `queue`, if the driver has put one there.
+    /// The next chain of `queue`, if the driver has put one there: of no more descriptors than the queue may have.
     pub fn take(&mut self, queue: usize) -> Result<Option<Chain<'a>>, Broken> {
         let Some(queue) = self.queues.get_mut(queue).filter(|queue| queue.ready()) else {
             return Ok(None);
@@ -195,9 +200,16 @@ impl<'a> Rings<'a> {
         if self.stop.load(Ordering::Acquire) {
             return Ok(None);
         }
+        let longest = usize::from(queue.max_size());
         let mut chains =
             queue.iter(self.ram).map_err(|_| Broken("available ring is longer than its queue"))?;
-        Ok(chains.next())
+        let Some(chain) = chains.next() else { return Ok(None) };
+        // Whoever reads or writes it keeps an entry for each descriptor, and an indirect table has room for 65535
+        // (VIRTIO 1.2, 2.7.5.3.1: no chain is longer than the queue size).
+        if chain.clone().nth(longest).is_some() {
+            return Err(Broken("chain is longer than its queue"));
+        }
+        Ok(Some(chain))
     }
 
     /// Undoes the last [`take`](Self::take) from `queue`.

@@ -21,6 +21,8 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
@@ -180,7 +182,7 @@ pub trait Link: Send {
 }
 
 /// An interface's address (IEEE 802).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
@@ -413,5 +415,14 @@ impl Device for Net {
         self.waiting = None;
         self.features = 0;
         self.link.activate(0);
+    }
+
+    /// Nothing is kept: what was on its way is lost, as frames may be. But the cable may be in again, or out, so the driver
+    /// is to look.
+    fn restore(&mut self, _: &Value) -> Result<(), serde_json::Error> {
+        if let Some(wake) = &self.wake {
+            wake.config_changed();
+        }
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::mmio::{Mmio, QUEUE_NOTIFY};
@@ -250,10 +251,45 @@ impl Driver {
         self.line.count()
     }
 
+    /// Puts `chains` on the rings as they are. Whatever the device makes of them, it works after a reset.
+    pub fn survives(mut self, chains: Vec<HostileChain>) {
+        for (queue, index, at, len, flags, next, offered) in chains {
+            let queue = queue.index(self.queues.len());
+            self.descriptor(queue, index, at, len, flags, next);
+            if offered {
+                self.offer(queue, index);
+            }
+            self.serve();
+        }
+        let features = self.offered();
+        assert_eq!(self.begin(features), READY);
+        self.serve();
+        assert!(!self.broken());
+    }
+
     /// Whether the device has given up on its driver.
     pub fn broken(&mut self) -> bool {
         self.read(STATUS) & NEEDS_RESET != 0
     }
+}
+
+/// A descriptor that makes no sense, perhaps: its queue, index, address, length, flags and next one; and whether a chain
+/// begins with it.
+pub type HostileChain = (prop::sample::Index, u16, u64, u32, u16, u16, bool);
+
+/// Descriptors of all flags: with a next one or not, to be read or written, and tables of more.
+pub fn hostile_chains() -> impl Strategy<Value = Vec<HostileChain>> {
+    // In memory, also where the rings are; around its end; or anywhere.
+    let at = prop_oneof![
+        4 => 0..MEMORY,
+        2 => QUEUES..QUEUES + 4 * QUEUE,
+        1 => MEMORY - 0x1000..MEMORY + 0x1000,
+        1 => any::<u64>(),
+    ];
+    let len = prop_oneof![4 => 0..0x1000u32, 2 => 0..MEMORY as u32, 1 => any::<u32>()];
+    let queue = any::<prop::sample::Index>();
+    let chain = (queue, 0..SIZE, at, len, 0..8u16, 0..SIZE + 2, prop::bool::weighted(0.7));
+    prop::collection::vec(chain, 1..30)
 }
 
 /// A device that gives back what it reads, reversed, and counts what it is told.
@@ -452,6 +488,68 @@ fn a_driver_that_breaks_the_rules_has_to_begin_anew() {
         driver.put(0, &[Buffer::In(b"xy"), Buffer::Out(2)]);
         driver.serve();
         assert_eq!(driver.used(0).unwrap().data, b"yx", "{name}");
+    }
+}
+
+#[test]
+fn a_chain_in_a_table_is_no_longer_than_its_queue() {
+    const INDIRECT: u16 = 4;
+    for (count, refused) in [(16u16, false), (17, true), (u16::MAX, true)] {
+        let mut driver = Driver::new(Mirror::default());
+        // Each has nothing in it, and the last one ends the chain.
+        for index in 0..count {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&BUFFERS.to_le_bytes());
+            bytes[12..14].copy_from_slice(&u16::from(index + 1 < count).to_le_bytes());
+            bytes[14..].copy_from_slice(&(index + 1).to_le_bytes());
+            driver.ram.write_slice(&bytes, GuestAddress(BUFFERS + 16 * u64::from(index))).unwrap();
+        }
+        driver.descriptor(0, 0, BUFFERS, 16 * u32::from(count), INDIRECT, 0);
+        driver.offer(0, 0);
+        driver.serve();
+        assert_eq!(driver.broken(), refused, "{count}");
+    }
+}
+
+proptest! {
+    /// Registers written in any order, with what means something there or not, and bells between.
+    #[test]
+    fn hostile_registers_do_no_harm(
+        steps in prop::collection::vec(
+            (
+                prop_oneof![
+                    3 => prop::sample::select(vec![
+                        STATUS, QUEUE_SEL, QUEUE_NUM, QUEUE_READY, QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE,
+                        DRIVER_FEATURES, DRIVER_FEATURES + 4, INTERRUPT_ACK, QUEUE_NOTIFY,
+                    ]),
+                    1 => 0..0x200u64,
+                ],
+                prop_oneof![
+                    prop::sample::select(vec![0, 1, 3, 8, 11, 15, READY, NEEDS_RESET, 0x80, 0xFFFF_FFFF]),
+                    (0..MEMORY as u32 / 0x1000).prop_map(|page| page * 0x1000),
+                    0..70u32,
+                    any::<u32>(),
+                ],
+            ),
+            1..100,
+        ),
+    ) {
+        let mut driver = Driver::plugged(Mirror::default());
+        for (register, value) in steps {
+            driver.write(register, value);
+            driver.read(register);
+            driver.serve();
+        }
+        // Whatever state that has led to, a driver that keeps to the rules can begin.
+        prop_assert_eq!(driver.begin(VERSION_1), READY);
+        driver.put(0, &[Buffer::In(b"xy"), Buffer::Out(2)]);
+        driver.serve();
+        prop_assert_eq!(driver.used(0).unwrap().data, b"yx");
+    }
+
+    #[test]
+    fn randomness_survives_hostile_chains(chains in hostile_chains()) {
+        Driver::new(rng::Rng).survives(chains);
     }
 }
 

@@ -21,8 +21,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
+use serde_json::Value;
 
 use super::{Broken, Device, Error, Rings, Wake, copy_config};
+use crate::snapshot;
 
 /// The host's CID (VIRTIO 1.2, 5.10.4).
 const HOST: u64 = 2;
@@ -32,6 +34,7 @@ pub const CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const EVENT: usize = 2;
 
 /// VIRTIO_VSOCK_TYPE_STREAM.
 const STREAM: u16 = 1;
@@ -44,6 +47,9 @@ const SHUTDOWN: u16 = 4;
 const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
 const CREDIT_REQUEST: u16 = 7;
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (VIRTIO 1.2, 5.10.6.7 "Device Events"): all connections are gone.
+const TRANSPORT_RESET: u32 = 0;
 
 // What of a connection is shut down.
 const NO_MORE_RECEIVED: u32 = 1;
@@ -306,6 +312,8 @@ pub struct Vsock {
     /// Resets for the guest, of connections that there are not.
     answers: VecDeque<Header>,
     next_port: u32,
+    /// The guest is to forget its connections: it comes from a snapshot.
+    forget: bool,
     /// The content of a packet to the guest.
     content: Vec<u8>,
 }
@@ -332,6 +340,7 @@ impl Vsock {
             leaving: Vec::new(),
             answers: VecDeque::new(),
             next_port: FIRST_PORT,
+            forget: false,
             content: vec![0; BUFFER as usize],
         })
     }
@@ -487,6 +496,22 @@ impl Vsock {
         Ok(stream)
     }
 
+    /// Tells the guest that its connections are gone, if they are, once it has a buffer for that.
+    fn tell(&mut self, rings: &mut Rings<'_>) -> Result<(), Broken> {
+        if self.forget
+            && let Some(chain) = rings.take(EVENT)?
+        {
+            let head = chain.head_index();
+            let event = TRANSPORT_RESET.to_le_bytes();
+            let mut buffer =
+                chain.writer(rings.ram()).map_err(|_| Broken("buffers are not in its memory"))?;
+            buffer.write_all(&event).map_err(|_| Broken("buffers have no room for an event"))?;
+            rings.give(EVENT, head, event.len() as u32)?;
+            self.forget = false;
+        }
+        Ok(())
+    }
+
     /// Fills the guest's buffers. Returns whether there may be more to send.
     fn receive(&mut self, rings: &mut Rings<'_>) -> Result<bool, Broken> {
         for _ in 0..AT_ONCE {
@@ -577,7 +602,7 @@ impl Device for Vsock {
     }
 
     fn queues(&self) -> &[u16] {
-        // The third is for events, of which there are none.
+        // The third is for events, of which there is one.
         &[128, 128, 8]
     }
 
@@ -599,6 +624,7 @@ impl Device for Vsock {
         }
         self.leaving.retain(|connection| !connection.waiting.is_empty());
         self.accept();
+        self.tell(rings)?;
         let had_to_wait = self.transmit(rings)?;
         let mut more = self.receive(rings)?;
         // What nothing else will wake us for: packets that waited for room for answers, and who waits at the door.
@@ -614,6 +640,19 @@ impl Device for Vsock {
         self.connections.clear();
         self.leaving.clear();
         self.answers.clear();
+        self.forget = false;
+    }
+
+    /// The streams' other ends are programs of this host, and go with the machine that is saved. A port that the guest
+    /// has seen is not used again before it has heard of that.
+    fn keep(&self) -> Value {
+        self.next_port.into()
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), serde_json::Error> {
+        self.next_port = snapshot::read::<u32>(state)?.max(FIRST_PORT);
+        self.forget = true;
+        Ok(())
     }
 }
 
@@ -631,7 +670,7 @@ mod tests {
     use proptest::prelude::*;
     use tempfile::TempDir;
 
-    use super::super::tests::{Buffer, Driver, MEMORY};
+    use super::super::tests::{Buffer, Driver, hostile_chains};
     use super::*;
 
     const CID: u32 = 42;
@@ -1032,6 +1071,29 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"a file");
     }
 
+    #[test]
+    fn a_guest_from_a_snapshot_forgets_its_connections() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vsock = Vsock::listen(CID, &dir.path().join("vsock")).unwrap();
+        vsock.next_port = FIRST_PORT + 7;
+        let kept = vsock.keep();
+        drop(vsock);
+        let mut driver = Driver::new(Vsock::listen(CID, &dir.path().join("vsock")).unwrap());
+        driver.core.lock().device.restore(&kept).unwrap();
+        assert_eq!(driver.core.lock().device.keep(), kept);
+        driver.serve();
+        // It is told when it has a buffer, and once.
+        for told in [true, false] {
+            driver.put(EVENT, &[Buffer::Out(8)]);
+            driver.serve();
+            let used = driver.used(EVENT);
+            assert_eq!(used.is_some(), told);
+            if let Some(used) = used {
+                assert_eq!((used.len, used.data), (4, vec![0; 8]));
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn a_header_comes_back_as_it_went(bytes: [u8; 32], more: [u8; 12]) {
@@ -1062,20 +1124,12 @@ mod tests {
 
         #[test]
         fn hostile_chains_do_no_harm(
-            chains in prop::collection::vec(
-                (0..3usize, 0..8u16, 0..MEMORY + 0x1000, any::<u32>(), 0..8u16, 0..10u16),
-                1..30,
-            ),
+            chains in hostile_chains(), forget: bool,
         ) {
-            let mut guest = Guest::new();
-            for (queue, index, at, len, flags, next) in chains {
-                guest.driver.descriptor(queue, index, at, len % (64 << 20), flags, next);
-                guest.driver.offer(queue, index);
-                guest.driver.serve();
-            }
-            let features = guest.driver.offered();
-            guest.driver.begin(features);
-            prop_assert!(!guest.driver.broken());
+            let dir = tempfile::tempdir().unwrap();
+            let mut vsock = Vsock::listen(CID, &dir.path().join("vsock")).unwrap();
+            vsock.forget = forget;
+            Driver::new(vsock).survives(chains);
         }
     }
 }

@@ -21,7 +21,7 @@ impl Disk {
     pub fn parse(text: OsString) -> Result<Self, String> {
         let mut list = List::parse(&text)?;
         let path = list.first("path", "FILE")?.into();
-        let access = list.access()?;
+        let access = list.access()?.unwrap_or(Access::ReadWrite);
         list.end()?;
         Ok(Self { path, access })
     }

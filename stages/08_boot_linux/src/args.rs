@@ -1,24 +1,18 @@
 //! The command line, and the files that it chooses.
 
-use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use cli::list::List;
 use cli::{cache, config, console, manual, size, trace};
 use common::linux::{self, Cache, Way};
 use common::memory::Pages;
 use common::smp::MAX_CPUS;
-use common::virtio;
-use common::virtio::balloon::Balloon;
-use common::virtio::rng::Rng;
-use common::virtio::vsock::{self, Vsock};
+use common::snapshot::{self, Saved};
+use common::virtio::balloon::Control;
 
-use crate::disks::{self, Disk};
-use crate::nets::Interface;
+use crate::devices;
 
 /// Boots Linux to an interactive shell on this terminal.
 ///
@@ -90,60 +84,22 @@ pub struct Args {
           value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     pub cpus: u8,
 
-    /// A disk: a raw or qcow2 image, or a block device. What the guest writes goes to the file; with ,ro
-    /// it cannot write, with ,snapshot its writes are thrown away at the end. The first is /dev/vda, the
-    /// second /dev/vdb
-    ///
-    /// The format is seen from the file, unless format=raw or format=qcow2 says what it is. A qcow2
-    /// overlay may name any file of this machine as its backing file: that is only read, and only with
-    /// ,backing. serial=TEXT is what the guest finds in /sys/block/vda/serial. A comma in a name is
-    /// written twice: --disk a,,b.img
-    #[arg(long = "disk", help_heading = "Devices", value_name = "FILE[,rw|ro|snapshot][,KEY=VALUE]",
-          value_parser = OsStringValueParser::new().try_map(Disk::parse))]
-    disks: Vec<Disk>,
-
-    /// A network interface, eth0; once more for eth1. With tap=NAME its cable leads to a tap interface
-    /// of the host, with user to passt, which needs no root and shares the host's network
-    ///
-    /// Without mac=ADDRESS the address is a random one that stays the same on this host. The guest gets its
-    /// IP address by --append ip=dhcp (passt answers) or by --append ip=10.0.0.2::10.0.0.1:255.255.255.0
-    #[arg(long = "net", help_heading = "Devices", value_name = "tap=NAME|user[,mac=ADDRESS]",
-          value_parser = OsStringValueParser::new().try_map(Interface::parse))]
-    nets: Vec<Interface>,
-
-    /// Give the guest random numbers of the host (a virtio entropy device)
-    #[arg(long, help_heading = "Devices")]
-    rng: bool,
-
-    /// Take memory back that the guest does not use: what it frees, at once, and SIZE from the start, which it
-    /// gets back when it would run out of memory (a virtio balloon)
-    #[arg(long, help_heading = "Devices", value_name = "size=SIZE", num_args = 0..=1, default_missing_value = "size=0M",
-          value_parser = OsStringValueParser::new().try_map(parse_balloon))]
-    balloon: Option<u64>,
-
-    /// Streams between guest and host without a network (virtio vsock): the guest has the number N, from 3 up
-    ///
-    /// To reach port 1234 of the guest, connect to the Unix socket PATH and write "CONNECT 1234" and a line feed;
-    /// "OK", a number and a line feed come back, then the stream. When the guest connects to port 1234 of the host,
-    /// which has the number 2, it reaches whoever listens at the Unix socket PATH_1234
-    #[arg(long, help_heading = "Devices", value_name = "cid=N,uds=PATH",
-          value_parser = OsStringValueParser::new().try_map(Socket::parse))]
-    vsock: Option<Socket>,
-
-    /// Where this terminal is in the guest. Kernels without a driver for hvc0 are silent there
-    #[arg(long = "console", help_heading = "Devices", value_enum, value_name = "TTY", default_value_t = Tty::TtyS0)]
-    tty: Tty,
+    #[command(flatten)]
+    devices: devices::Options,
 
     /// Have Ctrl-A s, or the signal USR1, save the machine to this folder and end. Its memory, processors and devices
-    /// are saved, what its disks hold is not: leave them as they are until it is restored. Balloon and vsock, whose
-    /// other end is not in the machine, can't be saved
-    #[arg(long, help_heading = "Snapshots", value_name = "DIR", conflicts_with_all = ["balloon", "vsock"])]
+    /// are saved, what its disks hold is not: leave them as they are until it is restored
+    #[arg(long, help_heading = "Snapshots", value_name = "DIR")]
     pub snapshot_to: Option<PathBuf>,
 
-    /// Go on with the machine that was saved to this folder, given the same devices. It can be restored any number of
-    /// times
+    /// Go on with the machine that was saved to this folder. Its devices are the same, and so are the files, interfaces
+    /// and sockets behind them, unless others are given
+    ///
+    /// --disk, --net and --vsock name what is to be in their place: as many disks and interfaces as there were, in their
+    /// order. A disk has to be as it was left. With ,snapshot its file stays that way, and the machine can be restored any
+    /// number of times
     #[arg(long, help_heading = "Snapshots", value_name = "DIR", conflicts_with_all = ["kernel", "entry", "no_cache", "initrd", "no_initrd",
-          "cmdline", "append", "memory", "hugepages", "cpus", "balloon", "vsock"])]
+          "cmdline", "append", "memory", "hugepages", "cpus"])]
     pub restore: Option<PathBuf>,
 
     #[command(flatten)]
@@ -176,48 +132,6 @@ enum Entry {
     Packed32,
     /// The unpacked kernel's PVH entry, made for guests, in 32-bit mode
     Pvh,
-}
-
-/// Where the person's terminal is in the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Tty {
-    /// A serial port: there from the kernel's first instruction, two exits a character
-    #[value(name = "ttyS0")]
-    TtyS0,
-    /// A virtio console: quicker, and it knows the window's size. What the kernel says before its driver works
-    /// comes by the serial port to the same place; keys go to hvc0 alone
-    #[value(name = "hvc0")]
-    Hvc0,
-}
-
-/// `--balloon size=SIZE`.
-fn parse_balloon(text: OsString) -> Result<u64, String> {
-    let mut list = List::parse(&text)?;
-    let value = list.first("size", "SIZE")?;
-    list.end()?;
-    size::parse(&value.to_string_lossy()).map_err(|why| format!("size: {why}"))
-}
-
-/// `--vsock cid=N,uds=PATH`.
-#[derive(Clone, Debug)]
-struct Socket {
-    cid: u32,
-    path: PathBuf,
-}
-
-impl Socket {
-    fn parse(text: OsString) -> Result<Self, String> {
-        let mut list = List::parse(&text)?;
-        let cid = list.value("cid", "N")?.ok_or("cid=N is missing")?;
-        let path = list.value("uds", "PATH")?.ok_or("uds=PATH is missing")?.into();
-        list.end()?;
-        let cid = cid.to_str().and_then(|cid| cid.parse().ok());
-        let cid = cid.filter(|cid| vsock::CIDS.contains(cid)).ok_or_else(|| {
-            let (first, last) = vsock::CIDS.into_inner();
-            format!("cid: expected a number from {first} to {last}")
-        })?;
-        Ok(Self { cid, path })
-    }
 }
 
 impl Args {
@@ -256,52 +170,46 @@ impl Args {
         linux::Options { way, cache }
     }
 
-    /// The machine's virtio devices.
-    pub fn devices(&self) -> Result<virtio::Devices> {
-        ensure!(
-            self.snapshot_to.is_none() || !self.disks.iter().any(disks::Disk::forgets),
-            "--snapshot-to saves no disk, and what goes to one with `snapshot` is thrown away; give that disk as rw or ro"
-        );
-        let mut devices = virtio::Devices::default();
-        for (number, disk) in self.disks.iter().enumerate() {
-            devices.add(disk.open(&disks::name(number), self.verbose)?);
-        }
-        for (number, interface) in self.nets.iter().enumerate() {
-            devices.add(interface.open(number)?);
-        }
-        if self.rng {
-            devices.add(Rng);
-        }
-        if let Some(size) = self.balloon {
+    /// The options for devices: those that were given, or, for a machine that was `saved`, the ones that it had.
+    pub fn devices(&self, saved: Option<&Saved>) -> Result<devices::Options> {
+        let options = match saved {
+            Some(saved) => self.devices.over(saved)?,
+            None => {
+                self.devices.check_balloon(self.memory)?;
+                self.devices.clone()
+            }
+        };
+        if let Some(folder) = &self.snapshot_to {
             ensure!(
-                size < self.memory,
-                "--balloon takes all of the guest's memory; give a smaller size, or a larger --memory"
+                !options.forget(),
+                "--snapshot-to saves no disk, and what goes to one with `snapshot` is thrown away; give that disk as rw or ro"
             );
-            devices.add(Balloon::new(size));
+            snapshot::prepare(folder, &options.to_keep()?)?;
         }
-        if let Some(Socket { cid, path }) = &self.vsock {
-            devices.add(Vsock::listen(*cid, path)?);
-        }
-        Ok(devices)
+        Ok(options)
     }
 
-    /// Whether the person's terminal is a virtio console.
-    pub fn hvc(&self) -> bool {
-        self.tty == Tty::Hvc0
+    /// Whether to say what is done.
+    pub fn verbose(&self) -> bool {
+        self.verbose
     }
 
     /// The kernel's command line.
     pub fn cmdline(&self) -> String {
-        let default = match self.tty {
-            Tty::TtyS0 => linux::DEFAULT_CMDLINE,
-            Tty::Hvc0 => linux::HVC_CMDLINE,
-        };
+        let default = if self.devices.hvc() { linux::HVC_CMDLINE } else { linux::DEFAULT_CMDLINE };
         [self.cmdline.as_deref().unwrap_or(default), &self.append].join(" ").trim().to_owned()
     }
 
     /// What the memory is taken from.
     pub fn pages(&self) -> Pages {
         if self.hugepages { Pages::Huge } else { Pages::Small }
+    }
+
+    /// With `--stats`: how much memory the balloon had in the end.
+    pub fn tell_balloon(&self, balloon: Option<Control>) {
+        if let Some(balloon) = balloon.filter(|_| self.console.stats) {
+            cli::eprintln!("at the end {}", balloon.last());
+        }
     }
 
     /// With `--verbose`: what is unwise about the machine.

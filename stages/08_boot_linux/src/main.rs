@@ -4,6 +4,7 @@
 //! PC that Linux knows: `boot_params` and e820, ACPI tables, and a way to power off and to restart.
 
 mod args;
+mod devices;
 mod disks;
 mod nets;
 
@@ -26,6 +27,7 @@ use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::virtio::console::{self as hvc, Size};
 use common::{acpi, kvm, linux, msr, smp, snapshot, virtio};
+use devices::Opened;
 use kvm_ioctls::Kvm;
 
 fn main() -> ExitCode {
@@ -34,11 +36,11 @@ fn main() -> ExitCode {
 
 /// Memory and vCPUs, then devices around them; and until it ends, the guest has the word.
 fn machine(args: Args) -> Result<Ended> {
-    let mut devices = args.devices()?;
-    let count = devices.count(args.hvc().into())?;
-    args.snapshot_to.as_deref().map(snapshot::prepare).transpose()?;
-    let kvm = kvm::open()?;
     let saved = args.restore.as_deref().map(snapshot::open).transpose()?;
+    let options = args.devices(saved.as_ref())?;
+    let Opened { mut devices, balloon } = options.open(args.verbose())?;
+    let count = devices.count(options.hvc().into())?;
+    let kvm = kvm::open()?;
     let (vm, vcpus) = match &saved {
         Some(saved) => saved.machine(&kvm)?,
         None => boot(&args, &kvm, count)?,
@@ -46,9 +48,9 @@ fn machine(args: Args) -> Result<Ended> {
 
     // The terminal from which we were started becomes the guest's.
     let (stop, stopped) = run::stop();
-    let mut console = Console::open(&args.console, stop.clone())?;
+    let console = Console::open(&args.console, stop.clone())?;
     let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
-    let hvc = args.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
+    let hvc = options.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
 
     // What the guest finds at its ports: a serial port, a clock, and two ways to end the machine, which has a power
     // button.
@@ -74,9 +76,12 @@ fn machine(args: Args) -> Result<Ended> {
     kept.add("ACPI PM1", pm1.clone());
     saved.map(|saved| kept.restore(&saved)).transpose()?;
 
-    // The clock's alarm rings, the power button can be pressed, and the machine saved.
+    // The clock's alarm rings, the power button can be pressed, the balloon's size changed, and the machine saved.
     cmos::ring(cmos, Irqfd::new(&vm, cmos::IRQ)?)?;
     console.on_sigterm(move || acpi::press_power_button(&pm1))?;
+    if let Some(balloon) = &balloon {
+        devices::add_balloon_keys(&console, balloon, vm.size());
+    }
     if args.snapshot_to.is_some() {
         console.let_save()?;
     }
@@ -90,10 +95,13 @@ fn machine(args: Args) -> Result<Ended> {
     let Ran { ending, exits, vcpus } = run::run(vcpus, ports, mmio, stopped, limit, trace)?;
     drop(workers);
     if let (Ending::Saved, Some(folder)) = (&ending, &args.snapshot_to) {
-        let bytes = snapshot::save(folder, &kvm, &vm, &vcpus, count, &kept)?;
+        let (kept, options) = (kept.keep()?, options.to_keep()?);
+        let bytes = snapshot::save(folder, &kvm, &vm, &vcpus, count, kept, &options)?;
         args.tell_saved(folder, bytes);
     }
-    Ok(console.finish(&panicked.judge(ending), &exits))
+    let ended = console.finish(&panicked.judge(ending), &exits);
+    args.tell_balloon(balloon);
+    Ok(ended)
 }
 
 /// Makes a machine at the beginning of its life, with the kernel loaded.

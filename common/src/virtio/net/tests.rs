@@ -5,11 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::passt::Passt;
 use super::*;
-use crate::virtio::tests::{Buffer, Driver, MEMORY, SIZE as RING};
+use crate::virtio::tests::{Buffer, Driver, MEMORY, SIZE as RING, hostile_chains};
 
 const MAC: Mac = Mac([2, 0, 0, 0x12, 0x34, 0x56]);
 const VERSION_1: u64 = 1 << 32;
@@ -434,4 +435,15 @@ fn a_tap_that_cannot_be_is_refused() {
     }
     let Err(error) = tap::Tap::open("no-such-tap") else { panic!("it was opened") };
     assert!(matches!(error, Error::NoTap { .. }), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn hostile_chains_do_no_harm(chains in hostile_chains()) {
+        let told = Told::default();
+        Driver::new(Net::new(told.clone(), MAC)).survives(chains);
+        for frame in &told.0.lock().unwrap().frames {
+            prop_assert!((HEADER + ETHERNET..=MOST).contains(&frame.len()));
+        }
+    }
 }

@@ -87,7 +87,7 @@ fn resident(pid: u32) -> u64 {
 }
 
 /// Waits until `seen` says so, and tells how long.
-fn wait_until(what: &str, seen: impl Fn() -> bool) {
+fn wait_until(what: &str, mut seen: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !seen() {
         assert!(Instant::now() < until, "{what}");
@@ -98,7 +98,10 @@ fn wait_until(what: &str, seen: impl Fn() -> bool) {
 #[test]
 fn a_balloon_takes_memory_and_what_the_guest_frees_goes_back_to_the_host() {
     const MIB: u64 = 1 << 10;
-    let mut guest = program().args(["--balloon", "size=96M", "--memory", "512M"]).on_terminal();
+    let dir = socket_folder();
+    let disk = sparse(&dir, "disk.img", 250 << 20);
+    let args = ["--balloon", "size=96M", "--memory", "512M", "--disk", &disk];
+    let mut guest = program().args(args).on_terminal();
     guest.expect(PROMPT);
     // The balloon fills as soon as its driver works. Without it more than 400 MiB are free.
     let full = "awk '/MemFree/ { exit $2 > 370 * 1024 }' /proc/meminfo";
@@ -112,6 +115,21 @@ fn a_balloon_takes_memory_and_what_the_guest_frees_goes_back_to_the_host() {
     assert!(with > before + 140 * MIB, "{before} KiB, then {with} KiB");
     guest.send("rm /tmp/big; echo g''one\r").expect("gone").expect(PROMPT);
     wait_until("the host did not get its memory back", || resident(pid) < with - 120 * MIB);
+    // What the guest has read from its disk it keeps, until the balloon needs the memory.
+    guest.send("dd if=/dev/vda of=/dev/null bs=1M\r").expect("250+0 records out").expect(PROMPT);
+    let with = resident(pid);
+    let becomes = |guest: &mut Dialogue, key: &str, size: u32| {
+        guest.send(&key.repeat(4)).expect(&format!("the balloon is to have {size} MiB"));
+        let has = format!("the balloon has {size} of {size} MiB; of the guest's ");
+        wait_until(&has, || {
+            guest.send("\x01b").expect("the balloon has ").expect(" available");
+            guest.printed().contains(&has)
+        });
+    };
+    becomes(&mut guest, "\x01-", 96 + 4 * 64);
+    wait_until("the host did not get what the balloon took", || resident(pid) < with - 80 * MIB);
+    becomes(&mut guest, "\x01+", 96);
+    guest.send("\r").expect(PROMPT);
     // It can be had again, and more of it than there is without what the balloon has.
     guest.send("dd if=/dev/zero of=/dev/null bs=380M count=1\r").expect("1+0 records out");
     guest.expect(PROMPT).send("\x04").expect("Power down");
@@ -119,7 +137,7 @@ fn a_balloon_takes_memory_and_what_the_guest_frees_goes_back_to_the_host() {
 }
 
 /// Where Unix sockets can be: not on the file system of the host's that the lab shows.
-fn socket_folder() -> tempfile::TempDir {
+pub fn socket_folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
 }
 
