@@ -22,7 +22,10 @@ pub fn end_commands_first() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {
         for _ in signals.forever() {
-            CAME.store(true, Ordering::Relaxed);
+            if !CAME.swap(true, Ordering::Relaxed) {
+                // Some bring what they are at to its end, such as a package that is being unpacked.
+                eprintln!("\nInterrupted: waiting for what runs to end.");
+            }
             if let Some(running) = *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) {
                 // An error means that it has ended in this moment.
                 let _ = kill_process(running, Signal::TERM);

@@ -33,8 +33,15 @@ echo 'LANG=C.UTF-8' > etc/default/locale
 chroot . passwd --delete root
 # Interfaces keep the kernel's names, as `ip=` on its command line has them.
 ln -sf /dev/null etc/systemd/network/99-default.link
-# DHCP where `ip=` says nothing else: systemd-network-generator makes files of that, which come first.
-printf '[Match]\nName=eth*\n\n[Network]\nDHCP=yes\n' > etc/systemd/network/80-dhcp.network
+# systemd-network-generator makes networks of `ip=`, whose names come first; where it says nothing, there is DHCP.
+printf '[Match]\nType=ether\n\n[Network]\nDHCP=yes\n' > etc/systemd/network/95-dhcp.network
+# It fails at the short form of `ip=`, which the kernel and the default initramfs take.
+mkdir -p etc/systemd/system/systemd-network-generator.service.d
+cat > etc/systemd/system/systemd-network-generator.service.d/short.conf << 'END'
+[Service]
+ExecStart=
+ExecStart=/bin/sh -c 'export SYSTEMD_PROC_CMDLINE="$$(sed -E "s/(ip=([0-9.]*:){3}[0-9.]+)( |$$)/\\1:::off\\3/" /proc/cmdline)"; exec /lib/systemd/systemd-network-generator'
+END
 systemctl --root=. enable systemd-networkd systemd-network-generator systemd-resolved
 # It would wait for a network where there is none.
 systemctl --root=. disable systemd-networkd-wait-online

@@ -7,6 +7,7 @@ mod command_line;
 mod devices;
 mod machine;
 mod net;
+mod root_disk;
 mod small_kernel;
 mod snapshot;
 
