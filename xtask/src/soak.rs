@@ -6,8 +6,9 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -25,7 +26,7 @@ use crate::workspace::{self, STAGES};
 /// Options of `cargo xtask soak`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// How often Linux is booted, over all kernels and numbers of vCPUs in turn
+    /// How often Linux is booted, over all kernels and disks and numbers of vCPUs in turn
     #[arg(long, value_name = "N", default_value = "100",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     boots: usize,
@@ -35,12 +36,18 @@ pub struct Args {
           value_parser = clap::value_parser!(u8).range(1..))]
     cpus: Vec<u8>,
 
-    /// Kernels to boot instead of Debian's two
+    /// A kernel to boot with the default initramfs. Without this and --disk: Debian's two, and the one of `cargo xtask
+    /// kernel` and the disk of `cargo xtask rootfs` where they are there
     #[arg(long = "kernel", value_name = "FILE")]
     kernels: Vec<PathBuf>,
 
+    /// A disk with a system to boot with the default kernel, where root logs in on the console without a password. It
+    /// stays as it is. Each is booted once while the kernels have their turn under every number of vCPUs
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<PathBuf>,
+
     /// A boot that takes longer has failed
-    #[arg(long, value_name = "SECS", default_value = "120", value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECS", default_value = "300", value_parser = cli::seconds)]
     limit: Duration,
 
     /// Where the table, the plot and the failures' logs go, instead of target/soak
@@ -48,14 +55,27 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// What is typed into each guest. The quotes keep the echo of this line from looking like the answer.
+/// What is typed into each guest. The quotes keep the echo of a line from looking like the answer.
 const SCRIPT: &str = "\
 bad='BUG:|WARNING: CPU|Oops:|lockup|rcu.*stall|blocked for|ACPI.*(Error|Warning)|Firmware Bug'
 set -- $(cat /proc/uptime) $(grep -c ^processor /proc/cpuinfo) $(dmesg | grep -cE \"$bad\")
-dd if=/dev/urandom of=/r bs=64k count=64 2>/dev/null; cp /r /s; cmp /r /s && same=1
+dd if=/dev/urandom of=/r bs=64k count=64 2>/dev/null
+disk=/s; for d in /dev/vd?; do [ ! -e $d ] || disk=$d; done
+dd if=/r of=$disk bs=64k conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches
+head -c 4194304 $disk | cmp - /r && same=1
 for c in `seq $(nproc)`; do taskset $((1<<(c-1))) true && ran=$((ran+1)); done
-echo so''ak: up=$1 cpus=$3 complaints=$4 same=$same ran=$ran.
+state=running; [ ! -e /run/systemd ] || state=$(systemctl is-system-running --wait)
+echo so''ak: up=$1 cpus=$3 complaints=$4 disk=$disk same=$same ran=$ran state=$state.
+poweroff
 ";
+
+/// To whom it is typed, a piece after each of these texts has been printed. The default initramfs has a shell that reads
+/// what was there before it.
+const TO_SHELL: [(&str, &str); 1] = [("", SCRIPT)];
+const TO_LOGIN: [(&str, &str); 2] = [(" login: ", "root\n"), (":~# ", SCRIPT)];
+
+/// The empty disk that each guest writes to and reads from.
+const SCRATCH_SIZE: u64 = 64 << 20;
 
 /// How long what runs the guest may take beside it, such as to start the lab.
 const AROUND: Duration = Duration::from_secs(60);
@@ -64,7 +84,9 @@ const AROUND: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Machine {
     kernel: PathBuf,
-    /// How the kernel is called in the table.
+    /// The disk with its system, if that is not the default initramfs.
+    disk: Option<PathBuf>,
+    /// How kernel or disk are called in the table.
     name: String,
     cpus: u8,
 }
@@ -92,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
     signal_hook::flag::register(SIGINT, Arc::clone(&interrupted))?;
     let mut boots = Vec::new();
     for number in 0..args.boots {
-        let index = number % machines.len();
+        let index = turn(&machines, args.cpus.len(), number);
         let machine = &machines[index];
         let log = out.join(format!("{:05}-{}-{}.log", number + 1, machine.name, machine.cpus));
         let what = format!("boot {} of {}: {}", number + 1, args.boots, machine.title());
@@ -135,27 +157,50 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Each kernel under each number of vCPUs.
+/// Each kernel under each number of vCPUs, then each disk under each.
 fn machines(args: &Args) -> Result<Vec<Machine>> {
-    let mut kernels = args.kernels.clone();
-    if kernels.is_empty() {
+    let (mut kernels, mut disks) = (args.kernels.clone(), args.disks.clone());
+    if kernels.is_empty() && disks.is_empty() {
         kernels.push(cache::default_kernel());
         let lab = cache::lab_kernel().join("boot");
         let files = fs::read_dir(&lab).with_context(|| format!("no {}", lab.display()))?;
         let files = files.filter_map(|entry| Some(entry.ok()?.path()));
         kernels.extend(files.filter(|path| file_name(path).starts_with("vmlinuz-")));
+        kernels.extend(Some(cache::small_kernel()).filter(|path| path.exists()));
+        disks.extend(Some(cache::debian_disk()).filter(|path| path.exists()));
     }
     let name = |kernel: &Path| match kernel {
         kernel if kernel == cache::default_kernel() => "cloud".to_owned(),
+        kernel if kernel == cache::small_kernel() => "small".to_owned(),
         kernel if kernel.starts_with(cache::lab_kernel()) => "generic".to_owned(),
         kernel => file_name(kernel),
     };
-    let each = |kernel: &PathBuf| {
-        let (kernel, name) = (kernel.clone(), name(kernel));
-        let of = move |&cpus| Machine { kernel: kernel.clone(), name: name.clone(), cpus };
+    let kernels = kernels.into_iter().map(|kernel| (name(&kernel), kernel, None));
+    let disks =
+        disks.into_iter().map(|disk| (file_name(&disk), cache::default_kernel(), Some(disk)));
+    let each = |(name, kernel, disk): (String, PathBuf, Option<PathBuf>)| {
+        let of = |&cpus| Machine {
+            kernel: kernel.clone(),
+            disk: disk.clone(),
+            name: name.clone(),
+            cpus,
+        };
         args.cpus.iter().map(of).collect::<Vec<_>>()
     };
-    Ok(kernels.iter().flat_map(each).collect())
+    Ok(kernels.chain(disks).flat_map(each).collect())
+}
+
+/// Which of the machines, each kernel or disk under so many numbers of vCPUs, is booted as number `number`: in each round
+/// all that have only a kernel, and every disk under the next number of vCPUs, for a whole system takes as long as many
+/// kernels.
+fn turn(machines: &[Machine], cpus: usize, number: usize) -> usize {
+    let kernels = machines.iter().filter(|machine| machine.disk.is_none()).count();
+    let disks = (machines.len() - kernels) / cpus;
+    let (round, at) = (number / (kernels + disks), number % (kernels + disks));
+    match at.checked_sub(kernels) {
+        None => at,
+        Some(disk) => kernels + disk * cpus + round % cpus,
+    }
 }
 
 fn file_name(path: &Path) -> String {
@@ -163,6 +208,16 @@ fn file_name(path: &Path) -> String {
 }
 
 impl Machine {
+    /// Where the guest finds the empty disk: behind that with its system, if it has one. Not every kernel can have it, for
+    /// the default initramfs has modules for the default one alone; those write to a file in memory.
+    fn scratch(&self) -> &'static str {
+        if self.disk.is_some() {
+            return "/dev/vdb";
+        }
+        let has_driver = [cache::default_kernel(), cache::small_kernel()].contains(&self.kernel);
+        if has_driver { "/dev/vda" } else { "/s" }
+    }
+
     fn title(&self) -> String {
         let s = if self.cpus == 1 { "" } else { "s" };
         format!("{}, {} vCPU{s}", self.name, self.cpus)
@@ -176,37 +231,62 @@ fn boot(
     log: &Path,
     interrupted: &AtomicBool,
 ) -> Result<Option<Result<f64, String>>> {
-    let script = log.with_extension("in");
-    fs::write(&script, SCRIPT)?;
     let output = File::create(log).with_context(|| format!("log {}", log.display()))?;
-    let mut child = Command::new(workspace::root().join("lab/run"))
-        .arg(workspace::target().join("debug").join(STAGES[7]))
-        .args(["-v", "--cpus", &machine.cpus.to_string(), "--kernel"])
-        .arg(&machine.kernel)
-        .args(["--timeout", &limit.as_secs_f64().to_string()])
-        .stdin(File::open(&script)?)
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .spawn()
-        .context("cannot start lab/run")?;
-    let ended = wait(&mut child, Instant::now() + limit + AROUND, interrupted)?;
-    fs::remove_file(&script)?;
+    let scratch = log.with_extension("img");
+    File::create(&scratch)?.set_len(SCRATCH_SIZE)?;
+    let mut command = Command::new(workspace::root().join("lab/run"));
+    command.arg(workspace::target().join("debug").join(STAGES[7]));
+    command.args(["-v", "--rng", "--cpus", &machine.cpus.to_string(), "--kernel"]);
+    command.arg(&machine.kernel);
+    if let Some(disk) = &machine.disk {
+        command.arg("--disk").arg(option(disk, ",snapshot"));
+        command.args(["--append", "root=/dev/vda"]);
+    }
+    command.arg("--disk").arg(option(&scratch, ""));
+    command.args(["--timeout", &limit.as_secs_f64().to_string()]);
+    command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
+    let mut child = command.spawn().context("cannot start lab/run")?;
+    let talk = if machine.disk.is_some() { &TO_LOGIN[..] } else { &TO_SHELL };
+    let ended = wait(&mut child, talk, log, Instant::now() + limit + AROUND, interrupted)?;
+    fs::remove_file(&scratch)?;
     if interrupted.load(Ordering::Relaxed) {
         return Ok(None);
     }
     let printed = String::from_utf8_lossy(&fs::read(log)?).replace('\r', "");
-    Ok(Some(judge(machine.cpus, ended, &printed)))
+    Ok(Some(judge(machine, ended, &printed)))
 }
 
-/// Waits for the end of `child`, and kills it if it does not come by `deadline`: None then.
+/// The value of `--disk`, in which a comma of a name is written twice.
+fn option(disk: &Path, more: &str) -> String {
+    format!("path={}{more}", disk.display().to_string().replace(',', ",,"))
+}
+
+/// Waits for the end of `child`, and kills it if it does not come by `deadline`: None then. Meanwhile types the texts of
+/// `talk`, when what comes before them stands in `log`.
 fn wait(
     child: &mut Child,
+    talk: &[(&str, &str)],
+    log: &Path,
     deadline: Instant,
     interrupted: &AtomicBool,
 ) -> Result<Option<ExitStatus>> {
+    // Open to the end: the guest ends by itself.
+    let mut keyboard = child.stdin.take().context("no stdin")?;
+    let (mut talk, mut seen) = (talk.iter(), 0);
+    let mut next = talk.next();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
+        }
+        if let Some((prompt, text)) = next {
+            let printed = fs::read(log)?;
+            let printed = String::from_utf8_lossy(&printed[seen..]);
+            if printed.contains(prompt) {
+                seen += printed.len();
+                // It may have ended in this moment, which is judged by what it printed.
+                let _ = keyboard.write_all(text.as_bytes());
+                next = talk.next();
+            }
         }
         // Ctrl-C reaches the child, too, which has its own things to put in order.
         if Instant::now() >= deadline && !interrupted.load(Ordering::Relaxed) {
@@ -218,8 +298,8 @@ fn wait(
     }
 }
 
-/// Whether a guest with so many vCPUs was well, by what it printed: the time that it took to its shell.
-fn judge(cpus: u8, ended: Option<ExitStatus>, printed: &str) -> Result<f64, String> {
+/// Whether a machine's guest was well, by what it printed: the time that it took to its shell.
+fn judge(machine: &Machine, ended: Option<ExitStatus>, printed: &str) -> Result<f64, String> {
     match ended.map(|status| status.code()) {
         None => return Err("the monitor did not end and was killed".to_owned()),
         Some(Some(0)) => {}
@@ -235,10 +315,15 @@ fn judge(cpus: u8, ended: Option<ExitStatus>, printed: &str) -> Result<f64, Stri
         let mut words = answer.split(' ').filter_map(|word| word.split_once('='));
         words.find(|(name, _)| *name == key).map_or("", |(_, value)| value)
     };
-    let cpus = cpus.to_string();
-    for (key, expected) in
-        [("cpus", cpus.as_str()), ("complaints", "0"), ("same", "1"), ("ran", &cpus)]
-    {
+    let cpus = machine.cpus.to_string();
+    for (key, expected) in [
+        ("cpus", cpus.as_str()),
+        ("complaints", "0"),
+        ("disk", machine.scratch()),
+        ("same", "1"),
+        ("ran", &cpus),
+        ("state", "running"),
+    ] {
         if value(key) != expected {
             return Err(format!("{key} is {:?} in the guest, expected {expected}", value(key)));
         }
@@ -313,7 +398,9 @@ fn csv(machines: &[Machine], boots: &[Boot]) -> String {
 /// A point for each boot at its seconds, in a strip for each machine, and a line at the strip's median.
 fn plot(path: &Path, machines: &[Machine], boots: &[Boot]) -> Result<()> {
     const STRIP: u32 = 56;
-    let slowest = boots.iter().filter_map(|boot| boot.result.clone().ok()).fold(1.0, f64::max);
+    let all = boots.iter().filter_map(|boot| boot.result.clone().ok());
+    let (fastest, slowest) =
+        all.fold((1.0, 1.0), |(low, high): (f64, f64), time| (low.min(time), high.max(time)));
     let height = 90 + STRIP * machines.len() as u32;
     let area = SVGBackend::new(path, (900, height)).into_drawing_area();
     area.fill(&WHITE)?;
@@ -323,7 +410,8 @@ fn plot(path: &Path, machines: &[Machine], boots: &[Boot]) -> Result<()> {
         .margin(14)
         .x_label_area_size(40)
         // From top to bottom, as the table.
-        .build_cartesian_2d(0.0..slowest * 1.05, strips..0.0)?;
+        // A kernel takes seconds, a whole system a minute.
+        .build_cartesian_2d((fastest.max(0.01)..slowest * 1.2).log_scale(), strips..0.0)?;
     chart
         .configure_mesh()
         .disable_y_mesh()
@@ -339,7 +427,7 @@ fn plot(path: &Path, machines: &[Machine], boots: &[Boot]) -> Result<()> {
         let colour = if failed == 0 { BLACK } else { RED };
         let title = format!("{}: {failed} of {all} failed", machine.title());
         let style = ("sans-serif", 13).into_font().color(&colour);
-        chart.draw_series([Text::new(title, (slowest * 0.005, top + 0.08), style)])?;
+        chart.draw_series([Text::new(title, (fastest.max(0.01) * 1.02, top + 0.08), style)])?;
         // Side by side, or points at the same time would look like one.
         let point = |(number, &time): (usize, &f64)| {
             let at = (time, top + 0.5 + 0.1 * (number % 5) as f64);
@@ -367,16 +455,23 @@ mod tests {
 
     #[test]
     fn a_boot_is_well_if_the_guest_says_so() {
-        let printed = "# echo so''ak: up=$1\nsoak: up=2.75 cpus=2 complaints=0 same=1 ran=2.\n# \n";
-        assert_eq!(judge(2, exit(0), printed), Ok(2.75));
-        let why = |cpus, ended, printed: &str| judge(cpus, ended, printed).unwrap_err();
+        let machine =
+            |cpus| Machine { kernel: "vmlinuz".into(), disk: None, name: String::new(), cpus };
+        let printed = "# echo so''ak: up=$1\n\
+                       soak: up=2.75 cpus=2 complaints=0 disk=/s same=1 ran=2 state=running.\n# \n";
+        assert_eq!(judge(&machine(2), exit(0), printed), Ok(2.75));
+        let why = |cpus, ended, printed: &str| judge(&machine(cpus), ended, printed).unwrap_err();
         assert_eq!(why(4, exit(0), printed), "cpus is \"2\" in the guest, expected 4");
-        assert!(
-            why(2, exit(0), &printed.replace("complaints=0", "complaints=3"))
-                .contains("complaints is \"3\"")
-        );
-        assert!(why(2, exit(0), &printed.replace("same=1", "same=")).contains("same is \"\""));
-        assert!(why(2, exit(0), &printed.replace("ran=2", "ran=1")).contains("ran is \"1\""));
+        for (good, bad, told) in [
+            ("complaints=0", "complaints=3", "complaints is \"3\""),
+            ("disk=/s", "disk=/dev/vda", "disk is \"/dev/vda\""),
+            ("same=1", "same=", "same is \"\""),
+            ("ran=2", "ran=1", "ran is \"1\""),
+            ("running", "degraded", "state is \"degraded\""),
+        ] {
+            let why = why(2, exit(0), &printed.replace(good, bad));
+            assert!(why.contains(told), "{why}");
+        }
         assert!(why(2, exit(0), &printed.replace("2.75", "x")).contains("uptime is \"x\""));
         assert_eq!(
             why(2, exit(0), "# echo so''ak: up=$1 cpus=$3.\n"),
@@ -389,12 +484,39 @@ mod tests {
     }
 
     fn some_boots() -> (Vec<Machine>, Vec<Boot>) {
-        let machine =
-            |name: &str, cpus| Machine { kernel: name.into(), name: name.to_owned(), cpus };
+        let machine = |name: &str, cpus| Machine {
+            kernel: name.into(),
+            disk: None,
+            name: name.to_owned(),
+            cpus,
+        };
         let mut boots: Vec<_> =
             (1..=20).map(|at| Boot { machine: 0, result: Ok(f64::from(at)) }).collect();
         boots.push(Boot { machine: 1, result: Err("a \"quoted\", reason".to_owned()) });
         (vec![machine("cloud", 1), machine("<my> kernel", 4), machine("generic", 2)], boots)
+    }
+
+    #[test]
+    fn the_kernels_take_turns_and_each_disk_once_a_round() {
+        let machine = |name: &str, disk: Option<&str>, cpus| Machine {
+            kernel: name.into(),
+            disk: disk.map(PathBuf::from),
+            name: name.to_owned(),
+            cpus,
+        };
+        let of = |name: &str, disk| [1, 2, 4].map(|cpus| machine(name, disk, cpus));
+        let machines = [
+            of("cloud", None),
+            of("small", None),
+            of("a.img", Some("a.img")),
+            of("b.img", Some("b")),
+        ];
+        let machines = machines.concat();
+        let turns: Vec<_> = (0..24).map(|number| turn(&machines, 3, number)).collect();
+        let rounds =
+            [[6, 9], [7, 10], [8, 11]].map(|disks| [&[0, 1, 2, 3, 4, 5][..], &disks].concat());
+        assert_eq!(turns, rounds.concat());
+        assert_eq!(turn(&machines[6..9], 3, 4), 1, "a disk alone");
     }
 
     #[test]
