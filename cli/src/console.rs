@@ -18,7 +18,7 @@ use std::{panic, thread};
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use common::run::{Ending, Exits, Stop};
+use common::run::{Ending, Stop};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -68,10 +68,6 @@ pub struct Flags {
     /// End with exit code 4 if the guest has not ended after SECS seconds
     #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = crate::seconds)]
     pub timeout: Option<Duration>,
-
-    /// At the end, print how often the guest exited, and for what
-    #[arg(long, help_heading = "Debugging")]
-    pub stats: bool,
 }
 
 /// Ends the drawing, and gives what is to be printed when the machine has ended.
@@ -82,9 +78,6 @@ pub struct Console {
     screen: Screen,
     stop: Stop,
     raw: bool,
-    stats: bool,
-    /// When the machine was about to start.
-    opened: Instant,
     /// When the time given is over.
     deadline: Option<Instant>,
     /// While the guest's text screen is drawn.
@@ -120,15 +113,11 @@ impl Console {
         if raw {
             terminal::take()?;
         }
-        let opened = Instant::now();
-        let deadline = flags.timeout.map(|timeout| opened + timeout);
-        let stats = flags.stats;
+        let deadline = flags.timeout.map(|timeout| Instant::now() + timeout);
         Ok(Self {
             screen,
             stop,
             raw,
-            stats,
-            opened,
             deadline,
             last_picture: None,
             notice: None,
@@ -232,8 +221,8 @@ impl Console {
     }
 
     /// Prints what the guest has left, gives the terminal back, and says how a machine ended that
-    /// did not end well; and with `--stats` what it exited for.
-    pub fn finish(mut self, ending: &Ending, exits: &Exits) -> Ended {
+    /// did not end well.
+    pub fn finish(mut self, ending: &Ending) -> Ended {
         let drawn = self.last_picture.take().map(|end| {
             let text = end();
             self.screen.drain_while_read(PATIENCE);
@@ -243,14 +232,13 @@ impl Console {
         });
         let ended = !matches!(ending, Ending::Left | Ending::Saved | Ending::TimedOut);
         let late = ended && !self.screen.drain(self.deadline);
-        let (stats, raw, screen) = (self.stats, self.raw, self.screen());
-        let ran = self.opened.elapsed();
+        let (raw, screen) = (self.raw, self.screen());
         drop(self);
         // The guest was cut off, as a rule behind its prompt: what comes next begins a line of its own.
         if raw && !ended && drawn.is_none() {
             say("\n");
         }
-        let ended = match ending {
+        match ending {
             Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left if late => {
                 crate::eprintln!("the time given with --timeout ran out: nobody reads the console");
                 Ended::TimedOut
@@ -280,11 +268,7 @@ impl Console {
                 crate::eprintln!("the guest crashed: {crash}");
                 Ended::GuestCrashed
             }
-        };
-        if stats {
-            crate::eprint(format_args!("{}", table(exits, ran)));
         }
-        ended
     }
 }
 
@@ -296,21 +280,6 @@ impl Drop for Console {
             terminal::restore();
         }
     }
-}
-
-/// What `--stats` prints: the most frequent exits first, then all together, with how many a second.
-fn table(exits: &Exits, ran: Duration) -> String {
-    let mut rows: Vec<_> = exits.iter().map(|(what, &count)| (count, (*what).to_owned())).collect();
-    // What is as frequent stays in the order of the names.
-    rows.sort_by_key(|&(count, _)| std::cmp::Reverse(count));
-    let (all, seconds) = (exits.values().sum::<u64>(), ran.as_secs_f64());
-    let rate = (all as f64 / seconds.max(0.001)).round();
-    rows.push((all, format!("all, in {seconds:.1} s: {rate} a second")));
-    let line = |(count, what): (u64, String)| {
-        let exits = if count == 1 { "exit:" } else { "exits:" };
-        format!("{count:>10} {exits:6} {what}\n")
-    };
-    rows.into_iter().map(line).collect()
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -862,20 +831,6 @@ mod tests {
         assert_eq!(presses(b"\x01s\x01S"), [Other(b's'), Other(b's')]);
         assert_eq!(presses(b"\x01\x01x"), [Key(1), Key(b'x')]);
         assert_eq!(presses(b"\x01+x"), [Other(b'+'), Key(b'x')]);
-    }
-
-    #[test]
-    fn the_most_frequent_exits_come_first() {
-        let exits = Exits::from([("disk", 7), ("CMOS", 1), ("serial port", 492)]);
-        assert_eq!(
-            table(&exits, Duration::from_millis(2500)),
-            "       492 exits: serial port\n         7 exits: disk\n         1 exit:  CMOS\n       \
-             500 exits: all, in 2.5 s: 200 a second\n"
-        );
-        assert_eq!(
-            table(&Exits::new(), Duration::ZERO),
-            "         0 exits: all, in 0.0 s: 0 a second\n"
-        );
     }
 
     #[test]

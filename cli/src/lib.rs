@@ -17,7 +17,7 @@ pub mod manual;
 #[cfg(feature = "stage05")]
 pub mod screen;
 pub mod size;
-#[cfg(feature = "stage06")]
+#[cfg(feature = "stage03")]
 pub mod trace;
 
 use std::fmt::Arguments;
@@ -129,7 +129,7 @@ fn command<Args: Parser>() -> Command {
     if has("exit_when") {
         help = help + "\n\n" + console::HELP;
     }
-    #[cfg(feature = "stage06")]
+    #[cfg(feature = "stage03")]
     if has("trace") {
         help = help + "\n\n" + trace::HELP;
     }

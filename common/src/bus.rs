@@ -137,15 +137,9 @@ impl Bus {
         Ok(())
     }
 
-    /// The devices' names, each once, in the order of their addresses.
-    pub fn names(&self) -> Vec<&'static str> {
-        let mut names = Vec::new();
-        for entry in &self.entries {
-            if !names.contains(&entry.name) {
-                names.push(entry.name);
-            }
-        }
-        names
+    /// The devices' addresses and names, in the order of their addresses.
+    pub fn places(&self) -> impl Iterator<Item = (Range<u64>, &'static str)> {
+        self.entries.iter().map(|entry| (entry.range.clone(), entry.name))
     }
 
     // ANCHOR: read

@@ -64,7 +64,7 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         long_mode,
         #[cfg(feature = "stage06")]
         run,
-        #[cfg(feature = "stage06")]
+        #[cfg(feature = "stage03")]
         trace,
         #[cfg(feature = "stage07")]
         boot_disk,

@@ -6,6 +6,7 @@
 //! *irqfd*: an eventfd that KVM watches. Whoever writes to it, from any thread, pulses the line.
 
 use std::io;
+use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::Cap;
@@ -15,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::bus::Interrupt;
 use crate::error::{Blame, Blamed};
 use crate::memory::Vm;
+use crate::trace::Trace;
 
 /// Why there is no irqchip, or no line into it.
 #[derive(Debug, Error)]
@@ -67,7 +69,11 @@ pub fn create_pit(vm: &Vm) -> Result<(), Error> {
 
 /// One interrupt line into the in-kernel irqchip. Closing it, by dropping, takes it off the line.
 #[derive(Debug)]
-pub struct Irqfd(EventFd);
+pub struct Irqfd {
+    event: EventFd,
+    gsi: u32,
+    trace: Option<Arc<Trace>>,
+}
 
 impl Irqfd {
     /// Connects a new eventfd to line `gsi` (`KVM_IRQFD`, KVM API 4.75). Needs [`create_irqchip`].
@@ -79,12 +85,15 @@ impl Irqfd {
         vm.fd()
             .register_irqfd(&event, gsi)
             .map_err(|source| Error::Ioctl { ioctl: "KVM_IRQFD", source })?;
-        Ok(Self(event))
+        Ok(Self { event, gsi, trace: vm.trace().cloned() })
     }
 }
 
 impl Interrupt for Irqfd {
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        if let Some(trace) = &self.trace {
+            trace.raised(self.gsi);
+        }
+        self.event.write(1)
     }
 }

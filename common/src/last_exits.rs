@@ -46,7 +46,7 @@ pub struct Request {
 /// One exit that the guest made, as it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastExit {
-    /// Counts the vCPU's exits, from 1 on.
+    /// Counts the vCPU's exits, from 1 on; 0 for one that is not among them.
     pub number: u64,
     /// RIP then, as an offset into CS: at the instruction, or behind it where KVM had moved on (which, the trace
     /// finds out). Nothing if this KVM does not tell (`KVM_CAP_SYNC_REGS`).
@@ -61,7 +61,10 @@ pub struct LastExit {
 }
 
 impl LastExit {
-    const NONE: Self = Self { number: 0, rip: None, reason: 0, request: None, data: None };
+    /// One of which nothing but the reason is known.
+    pub(crate) const fn of(reason: u32) -> Self {
+        Self { number: 0, rip: None, reason, request: None, data: None }
+    }
 }
 
 /// `out 3F8 <- 41, rip 0x1007`, or the exit's name in the KVM API.
@@ -133,7 +136,7 @@ pub struct LastExits {
 
 impl Default for LastExits {
     fn default() -> Self {
-        Self { ring: Box::new([LastExit::NONE; KEPT]), count: 0 }
+        Self { ring: Box::new([LastExit::of(KVM_EXIT_UNKNOWN); KEPT]), count: 0 }
     }
 }
 
@@ -149,11 +152,12 @@ impl LastExits {
         (self.count - kept..self.count).map(|at| &self.ring[at as usize % KEPT])
     }
 
-    /// Adds one, which gets its number here.
-    pub(crate) fn push(&mut self, exit: LastExit) {
+    /// Adds one, and gives it its number.
+    pub(crate) fn push(&mut self, exit: LastExit) -> u64 {
         let number = self.count + 1;
         self.ring[self.count as usize % KEPT] = LastExit { number, ..exit };
         self.count = number;
+        number
     }
 
     /// The last one, if it is a read that still waits for its answer.
@@ -223,7 +227,7 @@ mod tests {
         (request.space, request.size) = (Space::Memory, 4);
         write.rip = None;
         assert_eq!(write.to_string(), "write 000D0004 <- 12345678");
-        let shutdown = LastExit { reason: KVM_EXIT_SHUTDOWN, rip: Some(0), ..LastExit::NONE };
+        let shutdown = LastExit { rip: Some(0), ..LastExit::of(KVM_EXIT_SHUTDOWN) };
         assert_eq!(shutdown.to_string(), "KVM_EXIT_SHUTDOWN, rip 0x0");
     }
 }

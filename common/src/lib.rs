@@ -4,10 +4,10 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
-//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`vcpu`] |
+//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`trace`], [`vcpu`] |
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
-//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`], [`trace`] |
+//! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
 //! | 07 | [`firmware`], [`disk`], [`boot_disk`], [`ide`], [`cmos`], [`i8042`], [`keyboard`], [`vga`], [`cpuid`], [`smp`], [`mp_table`], [`multiboot`], [`protected_mode`] |
 //! | 08 | [`linux`], [`acpi`], [`msr`], [`panic_watch`], [`disk_image`], [`virtio`], [`snapshot`] |
 //!
@@ -63,6 +63,8 @@ pub mod page_walk;
 pub mod regs;
 #[cfg(feature = "stage03")]
 pub mod step;
+#[cfg(feature = "stage03")]
+pub mod trace;
 
 #[cfg(feature = "stage04")]
 pub mod bus;
@@ -96,8 +98,6 @@ pub mod elf;
 pub mod long_mode;
 #[cfg(feature = "stage06")]
 pub mod run;
-#[cfg(feature = "stage06")]
-pub mod trace;
 #[cfg(feature = "stage06")]
 pub mod uart;
 

@@ -5,6 +5,8 @@
 //! same bytes. An access where no slot is becomes an exit, which is how stage 05 makes devices.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "stage03")]
+use std::sync::OnceLock;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
@@ -287,6 +289,9 @@ pub struct Vm {
     // Dropped before `slots`: fields are dropped in the order in which they stand.
     fd: VmFd,
     slots: Mutex<BTreeMap<u32, Slot>>,
+    /// Who is told what the machine's devices do.
+    #[cfg(feature = "stage03")]
+    trace: OnceLock<Arc<crate::trace::Trace>>,
 }
 // ANCHOR_END: vm
 
@@ -300,7 +305,24 @@ impl Vm {
             .map_err(|source| Error::Ioctl { ioctl: "KVM_SET_IDENTITY_MAP_ADDR", source })?;
         fd.set_tss_address(layout::KVM_TSS as usize)
             .map_err(|source| Error::Ioctl { ioctl: "KVM_SET_TSS_ADDR", source })?;
-        Ok(Arc::new(Self { fd, slots: Mutex::default() }))
+        Ok(Arc::new(Self {
+            fd,
+            slots: Mutex::default(),
+            #[cfg(feature = "stage03")]
+            trace: OnceLock::new(),
+        }))
+    }
+
+    /// The machine's trace, if it has one.
+    #[cfg(feature = "stage05")]
+    pub(crate) fn trace(&self) -> Option<&Arc<crate::trace::Trace>> {
+        self.trace.get()
+    }
+
+    /// Gives the machine a trace. It keeps the first one.
+    #[cfg(feature = "stage03")]
+    pub(crate) fn set_trace(&self, trace: Arc<crate::trace::Trace>) {
+        let _ = self.trace.set(trace);
     }
     // ANCHOR_END: new
 

@@ -4,7 +4,6 @@
 //! one. A device that the guest uses to end the machine holds a [`Stop`], as does whoever watches from
 //! outside; the first one to ask says how the machine ended.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
@@ -20,7 +19,6 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::bus::Bus;
 use crate::error::{Blame, Blamed};
 use crate::hypercall::End;
-use crate::trace::{self, Trace};
 use crate::vcpu::{self, Exit, InternalError, Vcpu};
 
 /// Why the vCPUs could not be run.
@@ -43,17 +41,11 @@ pub enum Error {
     /// `KVM_RUN` itself failed.
     #[error(transparent)]
     Vcpu(#[from] vcpu::Error),
-    /// There is not what the trace is to show.
-    #[error(transparent)]
-    Trace(#[from] trace::Error),
 }
 
 impl Blamed for Error {
     fn blame(&self) -> Blame {
-        match self {
-            Self::Trace(error) => error.blame(),
-            _ => Blame::Host,
-        }
+        Blame::Host
     }
 }
 
@@ -182,22 +174,16 @@ pub fn stop() -> (Stop, Stopped) {
 /// How long a vCPU may take to leave once the machine has ended.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often the guest came back from `KVM_RUN`, by the device that it wanted or by what else it was.
-pub type Exits = BTreeMap<&'static str, u64>;
-
 /// A machine that has ended.
 #[derive(Debug)]
 pub struct Ran {
     /// How it ended.
     pub ending: Ending,
-    /// What its vCPUs exited for.
-    pub exits: Exits,
     /// The vCPUs, all that stand between two instructions: whose state is whole.
     pub vcpus: Vec<Vcpu>,
 }
 
-/// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed. `trace`
-/// watches them.
+/// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed.
 ///
 /// All vCPUs have left `KVM_RUN` when this returns, except one whose device cannot finish a write, such as
 /// to a pipe that nobody reads: after `PATIENCE` such a thread is left behind.
@@ -207,31 +193,24 @@ pub fn run(
     mmio: Bus,
     stopped: Stopped,
     timeout: Option<Duration>,
-    trace: Option<Trace>,
 ) -> Result<Ran, Error> {
-    if let Some(trace) = &trace {
-        trace.check(&[ports.names(), mmio.names()].concat())?;
-    }
     // Its handler does nothing: that the signal came is what makes KVM_RUN return with EINTR.
     let kick = SIGRTMIN();
     register_signal_handler(kick, interrupt).map_err(Error::Signal)?;
 
-    let (buses, trace) = (Arc::new((ports, mmio)), trace.map(Arc::new));
+    let buses = Arc::new((ports, mmio));
     let Stopped { stop, receiver } = stopped;
     let mut threads = Vec::new();
     for vcpu in vcpus {
         let id = vcpu.id();
-        let (buses, its_stop, trace) = (Arc::clone(&buses), stop.clone(), trace.clone());
+        let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
         let mut vcpu = vcpu;
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
-            let mut exits = Exits::new();
-            if let Err(error) =
-                run_one(&mut vcpu, &buses.0, &buses.1, &its_stop, trace.as_deref(), &mut exits)
-            {
+            if let Err(error) = run_one(&mut vcpu, &buses.0, &buses.1, &its_stop) {
                 its_stop.send(Err(error.into()));
             }
-            (exits, finish(vcpu, &buses.0, &buses.1).ok())
+            finish(vcpu, &buses.0, &buses.1).ok()
         });
         match thread {
             Ok(thread) => threads.push(thread),
@@ -250,7 +229,7 @@ pub fn run(
     let ending = ending.unwrap_or(Ok(Ending::TimedOut));
     stop.asked.store(true, Ordering::Release);
 
-    let (mut exits, mut vcpus) = (Exits::new(), Vec::new());
+    let mut vcpus = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     for thread in threads {
         // A signal that comes just before KVM_RUN is lost on it, so there may have to be another.
@@ -261,16 +240,9 @@ pub fn run(
         if !thread.is_finished() {
             continue;
         }
-        let (its_exits, vcpu) = thread.join().unwrap_or_default();
-        for (what, count) in its_exits {
-            *exits.entry(what).or_default() += count;
-        }
-        vcpus.extend(vcpu);
+        vcpus.extend(thread.join().unwrap_or_default());
     }
-    if let Some(trace) = trace {
-        trace.finish();
-    }
-    Ok(Ran { ending: ending?, exits, vcpus })
+    Ok(Ran { ending: ending?, vcpus })
 }
 
 /// Ends the machine if the thread that holds it panics.
@@ -296,32 +268,10 @@ impl Drop for ReportPanic {
 
 extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// One vCPU's loop. Counts in `exits` what it exited for.
-fn run_one(
-    vcpu: &mut Vcpu,
-    ports: &Bus,
-    mmio: &Bus,
-    stop: &Stop,
-    trace: Option<&Trace>,
-    exits: &mut Exits,
-) -> Result<(), vcpu::Error> {
-    let mut follower = trace.map(|trace| trace.follow(vcpu)).transpose()?;
+/// One vCPU's loop.
+fn run_one(vcpu: &mut Vcpu, ports: &Bus, mmio: &Bus, stop: &Stop) -> Result<(), vcpu::Error> {
     while !stop.asked() {
-        if let Some(follower) = &mut follower {
-            follower.before_run(vcpu)?;
-        }
-        let mut exit = vcpu.run()?;
-        let began = follower.as_ref().map(|_| Instant::now());
-        let stepped = follower.as_ref().is_some_and(|follower| follower.asked_for(&exit));
-        let (what, crash) =
-            if stepped { ("single step", None) } else { answer(&mut exit, ports, mmio) };
-        *exits.entry(what).or_default() += 1;
-        if let (Some(follower), Some(began)) = (&mut follower, began)
-            && let Some(seen) = follower.see(&exit, what, began)
-        {
-            follower.tell(vcpu, seen)?;
-        }
-        if let Some(cause) = crash {
+        if let Some(cause) = answer(&mut vcpu.run()?, ports, mmio) {
             let rip = vcpu.regs().map_or(0, |regs| regs.rip);
             stop.now(Ending::Crashed(Crash { vcpu: vcpu.id(), rip, cause }));
         }
@@ -332,6 +282,7 @@ fn run_one(
 /// Has KVM finish the instruction behind the last exit, which has been answered: it does so when `KVM_RUN` is called
 /// again. An access that crosses from one page to another takes one more exit.
 fn finish(mut vcpu: Vcpu, ports: &Bus, mmio: &Bus) -> Result<Vcpu, vcpu::Error> {
+    vcpu.end_watch()?;
     vcpu.set_immediate_exit(true);
     loop {
         match vcpu.run()? {
@@ -343,28 +294,23 @@ fn finish(mut vcpu: Vcpu, ports: &Bus, mmio: &Bus) -> Result<Vcpu, vcpu::Error> 
     Ok(vcpu)
 }
 
-/// Has the device that an exit is for answer it. Returns its name, or what else the exit is, and why the guest
-/// can't go on if so.
-fn answer(exit: &mut Exit, ports: &Bus, mmio: &Bus) -> (&'static str, Option<Cause>) {
-    let [no_port, no_address] = trace::NOBODY;
+/// Has the device that an exit is for answer it. Returns why the guest can't go on if so.
+fn answer(exit: &mut Exit, ports: &Bus, mmio: &Bus) -> Option<Cause> {
     match exit {
-        Exit::IoOut { port, size, data } => {
-            (ports.write_each((*port).into(), *size, data).unwrap_or(no_port), None)
-        }
-        Exit::IoIn { port, size, data } => {
-            (ports.read_each((*port).into(), *size, data).unwrap_or(no_port), None)
-        }
-        Exit::MmioRead { addr, data } => (mmio.read(*addr, data).unwrap_or(no_address), None),
-        Exit::MmioWrite { addr, data } => (mmio.write(*addr, data).unwrap_or(no_address), None),
-        Exit::Interrupted => ("signal", None),
-        Exit::Shutdown => ("shutdown", Some(Cause::TripleFault)),
-        Exit::Hlt => ("hlt", Some(Cause::Halted)),
-        Exit::FailEntry { reason, .. } => ("failed entry", Some(Cause::FailEntry(*reason))),
-        Exit::InternalError(error) => ("internal error", Some(Cause::InternalError(error.clone()))),
-        Exit::Other(reason) => ("other", Some(Cause::Unexpected(*reason))),
-        Exit::Debug(_) => ("debug", Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_DEBUG))),
+        Exit::IoOut { port, size, data } => ports.write_each((*port).into(), *size, data),
+        Exit::IoIn { port, size, data } => ports.read_each((*port).into(), *size, data),
+        Exit::MmioRead { addr, data } => mmio.read(*addr, data),
+        Exit::MmioWrite { addr, data } => mmio.write(*addr, data),
+        Exit::Interrupted => None,
+        Exit::Shutdown => return Some(Cause::TripleFault),
+        Exit::Hlt => return Some(Cause::Halted),
+        Exit::FailEntry { reason, .. } => return Some(Cause::FailEntry(*reason)),
+        Exit::InternalError(error) => return Some(Cause::InternalError(error.clone())),
+        Exit::Other(reason) => return Some(Cause::Unexpected(*reason)),
+        Exit::Debug(_) => return Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_DEBUG)),
         Exit::SystemEvent { .. } => {
-            ("system event", Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT)))
+            return Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT));
         }
-    }
+    };
+    None
 }

@@ -171,6 +171,20 @@ impl InternalError {
     }
 }
 
+/// Who watches a vCPU around each `KVM_RUN`: the trace.
+pub trait Watcher: Send + fmt::Debug {
+    /// `KVM_RUN` is about to be called. What the last exit was for has been dealt with: `data` is what the guest wrote
+    /// or what it is given.
+    fn before_run(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), Error>;
+
+    /// `KVM_RUN` has come back for `exit`, which has no number if it is a single step or a signal. Says whether
+    /// that is a single step of the watcher's own, which the run loop sees as an interruption.
+    fn after_run(&mut self, exit: &LastExit) -> bool;
+
+    /// There will be no `KVM_RUN` any more, as before it otherwise.
+    fn end(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), Error>;
+}
+
 /// A virtual CPU. It keeps its VM, and so the memory that the guest runs in, alive.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -181,6 +195,14 @@ pub struct Vcpu {
     last_exits: LastExits,
     /// Whether KVM leaves RIP in `struct kvm_run`.
     tells_rip: bool,
+    watcher: Option<Box<dyn Watcher>>,
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // A vCPU that cannot be asked any more tells nothing.
+        let _ = self.end_watch();
+    }
 }
 
 impl Vcpu {
@@ -198,7 +220,8 @@ impl Vcpu {
         if tells_rip {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
-        Ok(Self { fd, vm: Arc::clone(vm), id, last_exits: LastExits::default(), tells_rip })
+        let (vm, last_exits) = (Arc::clone(vm), LastExits::default());
+        Ok(Self { fd, vm, id, last_exits, tells_rip, watcher: None })
     }
     // ANCHOR_END: new
 
@@ -215,6 +238,17 @@ impl Vcpu {
     /// Its last exits.
     pub fn last_exits(&self) -> &LastExits {
         &self.last_exits
+    }
+
+    /// Has `watcher` watch it from now on.
+    pub fn set_watcher(&mut self, watcher: Box<dyn Watcher>) {
+        self.watcher = Some(watcher);
+    }
+
+    /// Lets the watcher tell of the last exit: nothing is told of what comes.
+    pub fn end_watch(&mut self) -> Result<(), Error> {
+        let page: *const kvm_run = self.fd.get_kvm_run();
+        self.watcher.take().map_or(Ok(()), |mut watcher| watcher.end(self, data(page)))
     }
 
     /// The vCPU's file descriptor, for ioctls that have no method here.
@@ -318,15 +352,31 @@ impl Vcpu {
         if let Some(read) = self.last_exits.unanswered() {
             read.data = Some(last_exits::kept(data(page)));
         }
+        if let Some(mut watcher) = self.watcher.take() {
+            let told = watcher.before_run(self, data(page));
+            self.watcher = Some(watcher);
+            told?;
+        }
         let exit = match self.fd.run() {
             Ok(exit) => exit,
             Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+                if let Some(watcher) = &mut self.watcher {
+                    watcher.after_run(&LastExit::of(KVM_EXIT_INTR));
+                }
                 return Ok(Exit::Interrupted);
             }
             Err(source) => return Err(Error::Ioctl { ioctl: "KVM_RUN", vcpu, source }),
         };
-        if let Some(exit) = last_exit(page, self.tells_rip) {
-            self.last_exits.push(exit);
+        let seen = last_exit(page, self.tells_rip);
+        // These two are our doing.
+        let number = match seen.reason {
+            KVM_EXIT_DEBUG | KVM_EXIT_INTR => 0,
+            _ => self.last_exits.push(seen),
+        };
+        if let Some(watcher) = &mut self.watcher
+            && watcher.after_run(&LastExit { number, ..seen })
+        {
+            return Ok(Exit::Interrupted);
         }
         Ok(match exit {
             VcpuExit::IoOut(port, data) => Exit::IoOut { port, size: io_size(page), data },
@@ -381,15 +431,12 @@ fn exit_reason(page: *const kvm_run) -> u32 {
     unsafe { (*page).exit_reason }
 }
 
-/// What is kept of the exit, unless it is one that we asked for.
-fn last_exit(page: *const kvm_run, tells_rip: bool) -> Option<LastExit> {
-    let reason = exit_reason(page);
-    if matches!(reason, KVM_EXIT_DEBUG | KVM_EXIT_INTR) {
-        return None;
-    }
+/// What is kept of the exit.
+fn last_exit(page: *const kvm_run, tells_rip: bool) -> LastExit {
     let request = request(page);
     let data = request.filter(|request| request.write).map(|_| last_exits::kept(data(page)));
-    Some(LastExit { number: 0, rip: tells_rip.then(|| rip(page)), reason, request, data })
+    let rip = tells_rip.then(|| rip(page));
+    LastExit { rip, request, data, ..LastExit::of(exit_reason(page)) }
 }
 
 /// What the guest wants of a device, if that is what it exited for.

@@ -265,6 +265,18 @@ impl Ran {
         sent
     }
 
+    /// How many exits for `what`, a reason, a device or an address, the table of `--stats` on stderr has; for `all`, all
+    /// that there were.
+    pub fn exits(&self, what: &str) -> u64 {
+        let count = |line: &str| {
+            let (label, numbers) = line.split_at_checked(35)?;
+            let label = label.trim();
+            let is_it = label == what || what == "all" && label.starts_with("all, in ");
+            is_it.then(|| numbers.split_whitespace().next()?.parse().ok()).flatten()
+        };
+        self.err().lines().find_map(count).unwrap_or(0)
+    }
+
     /// It ended by itself with this exit code.
     #[track_caller]
     pub fn ended(&self, code: i32) -> &Self {

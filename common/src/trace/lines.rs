@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::Write;
 use std::time::Duration;
 
-use super::{Access, Event, Sink, Space, What};
+use super::{Access, Event, Filter, Sink, Space, What};
 use crate::disasm::Instruction;
 use crate::regs::{Change, Mode, Registers};
 
@@ -32,21 +32,52 @@ pub struct Marks {
 /// A guest that waits for a device asks it again and again. When a vCPU has gone through the same few exits
 /// twice, more of the same are counted and not shown.
 ///
+/// What is more than the rate in one second is counted, too.
+///
 /// Most lines have room on a terminal of 80 columns.
 #[derive(Debug)]
 pub struct Lines<W> {
     out: W,
     marks: Marks,
     every: bool,
+    /// How many lines a second there may be.
+    rate: Option<u32>,
+    /// The second that it is.
+    second: u64,
+    /// How many lines it has had.
+    lines: u32,
+    /// How many more there would have been.
+    more: u64,
     loops: BTreeMap<u8, Loop>,
     /// Nobody takes what is written.
     closed: bool,
 }
 
 impl<W: Write> Lines<W> {
-    /// Writes to `out`; with `every`, what repeats itself, too.
-    pub fn new(out: W, marks: Marks, every: bool) -> Self {
-        Self { out, marks, every, loops: BTreeMap::new(), closed: false }
+    /// Writes to `out`: at most [`Filter::rate`] lines a second, and what repeats itself only for [`Filter::every`].
+    pub fn new(out: W, marks: Marks, filter: &Filter) -> Self {
+        Self {
+            out,
+            marks,
+            every: filter.every(),
+            rate: filter.rate(),
+            second: 0,
+            lines: 0,
+            more: 0,
+            loops: BTreeMap::new(),
+            closed: false,
+        }
+    }
+
+    /// Says what the last second had no room for.
+    fn tell_more(&mut self) {
+        let more = std::mem::take(&mut self.more);
+        if more > 0 {
+            let (end, s) = (self.second + 1, if more == 1 { "" } else { "s" });
+            self.write(format_args!(
+                "{end:2}.000000 - ... {more} more event{s} in the last second"
+            ));
+        }
     }
 
     fn write(&mut self, line: fmt::Arguments<'_>) {
@@ -67,6 +98,39 @@ impl<W: Write> Lines<W> {
 }
 
 impl<W: Write + Send> Sink for Lines<W> {
+    fn has_room(&mut self, at: Duration) -> bool {
+        let Some(rate) = self.rate else { return !self.closed };
+        // Two vCPUs' events may come the wrong way round.
+        if at.as_secs() > self.second {
+            self.tell_more();
+            (self.second, self.lines) = (at.as_secs(), 0);
+        }
+        if self.lines < rate {
+            return !self.closed;
+        }
+        self.more += 1;
+        // What repeats itself is known by what came before, and this isn't looked at.
+        let loops = std::mem::take(&mut self.loops);
+        self.more += loops.values().filter_map(|turns| Some(turns.again?.count)).sum::<u64>();
+        false
+    }
+
+    fn raised(&mut self, at: Duration, gsi: u32) {
+        if self.has_room(at) {
+            self.lines += 1;
+            let [when, what] = [&self.marks.when, &self.marks.what];
+            let line = format!(
+                "{}{} -{} {}interrupt line {gsi} is raised{}",
+                when[0],
+                Seconds(at),
+                when[1],
+                what[0],
+                what[1]
+            );
+            self.write(format_args!("{line}"));
+        }
+    }
+
     fn take(&mut self, event: &Event) {
         if self.closed {
             return;
@@ -103,10 +167,12 @@ impl<W: Write + Send> Sink for Lines<W> {
         if !told.is_empty() {
             line += &format!(" {}{told}{}", what_marks[0], what_marks[1]);
         }
+        self.lines += 1;
         self.write(format_args!("{line}"));
     }
 
     fn finish(&mut self) {
+        self.tell_more();
         let loops = std::mem::take(&mut self.loops);
         for (vcpu, Loop { again, .. }) in loops {
             self.tell_loop(vcpu, again);
@@ -163,6 +229,7 @@ impl fmt::Display for Told<'_> {
                 f.write_str(&changes.join(", "))
             }
             What::Access(access) => write!(f, "{access}"),
+            What::End("hlt") => f.write_str("halts, and nothing can wake it"),
             What::End(name) => write!(f, "the guest cannot go on: {name}"),
         }
     }
@@ -304,10 +371,14 @@ mod tests {
         Event { at, vcpu, registers, instruction, what }
     }
 
-    fn printed(every: bool, events: impl IntoIterator<Item = Event>) -> Vec<String> {
+    fn printed(words: &str, events: impl IntoIterator<Item = Event>) -> Vec<String> {
         let mut out = Vec::new();
-        let mut lines = Lines::new(&mut out, Marks::default(), every);
-        events.into_iter().for_each(|event| lines.take(&event));
+        let mut lines = Lines::new(&mut out, Marks::default(), &words.parse().unwrap());
+        for event in events {
+            if lines.has_room(event.at) {
+                lines.take(&event);
+            }
+        }
         lines.finish();
         String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
     }
@@ -332,7 +403,7 @@ mod tests {
         start.registers.sregs.cs.base = 0xFFFF_0000;
         start.what = What::Start { runs: true };
         assert_eq!(
-            printed(false, [start, event(0, 412, 0x1E, 1), long]),
+            printed("all", [start, event(0, 412, 0x1E, 1), long]),
             [
                 " 0.000000 0 real16 F000:FFF0 FFFFFFF0 out 0x80,al   \
                  vCPU 0 starts, CS base FFFF0000",
@@ -370,17 +441,17 @@ mod tests {
             let cut = round(6).take(1);
             [event(0, 1, 99, 0)].into_iter().chain(rounds).chain(cut).chain([event(0, 70, 98, 7)])
         };
-        let lines = printed(false, events());
+        let lines = printed("all", events());
         assert_eq!(lines.len(), 1 + 2 * 3 + 1 + 1, "{lines:#?}");
         assert_eq!(lines[7], " 0.000060 0 ... 10 more events like the last 3 lines of vCPU 0");
         assert!(lines[8].contains("000F0062"), "{lines:#?}");
-        assert_eq!(printed(true, events()).len(), 1 + 5 * 3 + 1 + 1);
+        assert_eq!(printed("every", events()).len(), 1 + 5 * 3 + 1 + 1);
     }
 
     #[test]
     fn each_vcpu_has_its_own_loop_and_the_end_tells_what_is_left() {
         let events = (0..10).map(|n| event((n % 2) as u8, n, n % 2, 0));
-        let lines = printed(false, events);
+        let lines = printed("all", events);
         assert_eq!(lines.len(), 6, "{lines:#?}");
         assert_eq!(lines[4], " 0.000008 0 ... 3 more events like the last line of vCPU 0");
         assert_eq!(lines[5], " 0.000009 1 ... 3 more events like the last line of vCPU 1");
@@ -393,7 +464,7 @@ mod tests {
             let What::Access(access) = &mut event.what else { unreachable!() };
             access.addr = port;
         }
-        assert_eq!(printed(false, events).len(), 6);
+        assert_eq!(printed("all", events).len(), 6);
     }
 
     #[test]
@@ -401,7 +472,7 @@ mod tests {
         let around = |mark: &str| [format!("<{mark}>"), format!("</{mark}>")];
         let marks = Marks { when: around("w"), instruction: around("i"), what: around("x") };
         let mut out = Vec::new();
-        Lines::new(&mut out, marks, false).take(&event(0, 0, 0, 0));
+        Lines::new(&mut out, marks, &"all".parse().unwrap()).take(&event(0, 0, 0, 0));
         let text = String::from_utf8(out).unwrap();
         assert!(text.starts_with("<w> 0.000000 0 real16</w> F000:0000"), "{text}");
         assert!(text.contains(" <i>out 0x80,al") && text.ends_with(", 1.2 us</x>\n"), "{text}");
@@ -419,8 +490,47 @@ mod tests {
                 Ok(())
             }
         }
-        let mut lines = Lines::new(Full(0), Marks::default(), true);
+        let mut lines = Lines::new(Full(0), Marks::default(), &"every".parse().unwrap());
         (0..9).for_each(|n| lines.take(&event(0, n, n, 0)));
         assert_eq!(lines.out.0, 1);
+    }
+
+    #[test]
+    fn a_flood_is_counted_and_not_shown() {
+        // 1000 events a second for two and a half seconds, no two alike.
+        let flood = || (0..2500).map(|at| event(0, 1000 * at, 3 * at, 0));
+        let lines = printed("rate:10", flood());
+        assert_eq!(lines.len(), 3 * 10 + 3, "{lines:#?}");
+        assert_eq!(lines[10], " 1.000000 - ... 990 more events in the last second");
+        assert_eq!(lines[21], " 2.000000 - ... 990 more events in the last second");
+        assert_eq!(lines[32], " 3.000000 - ... 490 more events in the last second");
+        assert_eq!(printed("every", flood()).len(), 2500);
+        // And one that runs in a loop, which has a line of its own until there is no room for it.
+        let turn = |at: u64| event(0, 1000 * at, at % 2, 0);
+        let jump = |at: u64| event(0, 1000 * at, 3 * at, 0);
+        let events = (0..8).map(turn).chain((8..30).map(jump));
+        let lines = printed("rate:6", events);
+        assert_eq!(
+            lines[4],
+            " 0.000007 0 ... 4 more events like the last 2 lines of vCPU 0"
+                .replace("0.000007", "0.007000")
+        );
+        assert_eq!(lines[7], " 1.000000 - ... 20 more events in the last second");
+        assert_eq!(lines.len(), 8, "{lines:#?}");
+    }
+
+    #[test]
+    fn a_raised_line_is_told() {
+        let mut out = Vec::new();
+        let mut lines = Lines::new(&mut out, Marks::default(), &"irq,rate:1".parse().unwrap());
+        lines.raised(Duration::from_micros(1_000_003), 14);
+        lines.raised(Duration::from_micros(1_000_004), 14);
+        lines.finish();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(
+            text,
+            " 1.000003 - interrupt line 14 is raised\n \
+             2.000000 - ... 1 more event in the last second\n"
+        );
     }
 }

@@ -292,7 +292,7 @@ pub fn plug(
         let registers = bus::shared(mmio::Mmio::new(core.clone()));
         mmio.insert(name, range, registers.clone())?;
         kept.add(format!("{name} ({number})"), registers);
-        workers.start(core, stop).map_err(failed)?;
+        workers.start(core, stop, vm.trace().cloned()).map_err(failed)?;
     }
     Ok(workers)
 }

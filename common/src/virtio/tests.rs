@@ -577,7 +577,7 @@ fn a_thread_serves_the_device_when_the_bell_rings_and_ends_with_the_machine() {
     let mut driver = Driver::new(Mirror::default());
     let (stop, stopped) = run::stop();
     let mut workers = Workers::default();
-    workers.start(driver.core.clone(), &stop).unwrap();
+    workers.start(driver.core.clone(), &stop, None).unwrap();
     for text in [b"ab", b"cd"] {
         driver.put(0, &[Buffer::In(text), Buffer::Out(2)]);
         driver.write(QUEUE_NOTIFY, 0);

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
@@ -21,6 +22,7 @@ use crate::bus::Interrupt;
 use crate::ioeventfd;
 use crate::memory::{Ram, Vm};
 use crate::run::{ReportPanic, Stop};
+use crate::trace::Trace;
 
 /// What wakes a device's thread, and what it wakes the guest with. Clones belong to the same device.
 #[derive(Clone)]
@@ -206,12 +208,17 @@ impl Core {
         Ok(more)
     }
 
-    fn run(&self) {
+    /// Serves the device until the machine ends. A trace is told when.
+    fn run(&self, trace: Option<impl Fn(Instant)>) {
         let mut events = [EpollEvent::default(); 16];
         while !self.stop.load(Ordering::Acquire) {
             // The only error that can come is a signal's EINTR.
             let _ = self.wake.0.epoll.wait(-1, &mut events);
+            let began = trace.as_ref().map(|_| Instant::now());
             self.serve();
+            if let (Some(trace), Some(began)) = (&trace, began) {
+                trace(began);
+            }
         }
     }
 }
@@ -221,13 +228,19 @@ impl Core {
 pub struct Workers(Vec<(Arc<Core>, JoinHandle<()>)>);
 
 impl Workers {
-    pub(super) fn start(&mut self, core: Arc<Core>, stop: &Stop) -> io::Result<()> {
-        let name = core.lock().device.name();
+    pub(super) fn start(
+        &mut self,
+        core: Arc<Core>,
+        stop: &Stop,
+        trace: Option<Arc<Trace>>,
+    ) -> io::Result<()> {
+        let (name, number) = (core.lock().device.name(), self.0.len() as u32);
+        let trace = trace.map(|trace| move |began| trace.worked(number, name, began));
         let report = ReportPanic::new(name, stop);
         let worker = Arc::clone(&core);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _report = report;
-            worker.run();
+            worker.run(trace);
         })?;
         self.0.push((core, thread));
         Ok(())

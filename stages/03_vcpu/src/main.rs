@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use cli::{Ended, println};
+use cli::{Ended, println, trace};
 use common::layout::PROGRAM;
 use common::memory::Vm;
 use common::regs::Registers;
 use common::step::Moment;
+use common::trace::Devices;
 use common::vcpu::{self, Exit, Vcpu};
 use explain::{FAIL_ENTRY, HLT, INTERNAL_ERROR, SHUTDOWN};
 use kvm_bindings::kvm_sregs;
@@ -41,6 +42,9 @@ struct Args {
     /// Stop after every instruction and print it, with what it changed
     #[arg(long)]
     step: bool,
+
+    #[command(flatten)]
+    trace: trace::Flags,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -70,6 +74,7 @@ fn run(args: Args) -> Result<Ended> {
         Guest::InternalError => asm::real::NO_MEMORY,
     };
     vm.ram().write_slice(program, PROGRAM)?;
+    let watch = args.trace.start(&vm)?;
 
     // A processor. KVM has put it into the reset state.
     let mut vcpu = Vcpu::new(&vm, 0)?;
@@ -87,6 +92,9 @@ fn run(args: Args) -> Result<Ended> {
     }
     let before = Registers::of(&vcpu)?;
     println!("Registers set: {}, starts at {}\n", before.mode(), before.address());
+
+    // Whoever watches does so around KVM_RUN; there are no devices yet.
+    watch.follow(&mut vcpu, &Devices::default())?;
 
     // ANCHOR: loop
     // The run loop. Only `break` ends it: with the exit's name, how it came about, and whether that is well.
@@ -128,6 +136,7 @@ fn run(args: Args) -> Result<Ended> {
         }
     };
     // ANCHOR_END: loop
+    vcpu.end_watch()?;
     if args.step && ended != Ended::Well {
         println!("{now:45} ; was never finished");
     }
@@ -150,6 +159,7 @@ fn run(args: Args) -> Result<Ended> {
         let (sum, square) = (u16::from_le_bytes(sum), u32::from_le_bytes(square));
         println!("The guest left in memory: 1 + 2 + ... + 10 = {sum}, squared {square}");
     }
+    watch.finish()?;
     Ok(ended)
 }
 

@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use cli::Ended;
+use cli::{Ended, trace};
 use common::bus::{Bus, shared};
 use common::hypercall::{self, DebugExit, ExitCode, Hypercall};
 use common::layout::PROGRAM;
 use common::memory::Vm;
 use common::regs::Registers;
 use common::serial::{self, Serial};
+use common::trace::Devices;
 use common::vcpu::{self, Exit, Vcpu};
 use vm_memory::{Address, Bytes, GuestAddress};
 
@@ -53,6 +54,9 @@ struct Args {
     /// End with exit code 4 if the guests have not ended after SECS seconds
     #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds)]
     timeout: Option<Duration>,
+
+    #[command(flatten)]
+    trace: trace::Flags,
 }
 
 fn main() -> ProcessExit {
@@ -74,6 +78,7 @@ fn run(args: Args) -> Result<Ended> {
 
     // One machine for all. 17 windows are what real mode can address, even if there is one guest.
     let vm = Vm::with_ram(&kvm, WINDOW * (count.max(16) as u64 + 1))?;
+    let watch = args.trace.start(&vm)?;
     let teletypes = output::teletypes(count)?;
     let (report, reports) = mpsc::channel();
     for ((id, program), tty) in (0..=u8::MAX).zip(&programs).zip(&teletypes) {
@@ -95,16 +100,20 @@ fn run(args: Args) -> Result<Ended> {
         let mut vcpu = Vcpu::new(&vm, id)?;
         vcpu.set_supported_cpuid(&kvm)?;
         vcpu.start_real_mode_in(window, PROGRAM)?;
+        watch.follow(&mut vcpu, &Devices::of(&ports, &Bus::new()))?;
         let (report, tty) = (report.clone(), Arc::clone(tty));
         thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let ran = run_vcpu(&mut vcpu, &ports, &exit);
+            let ran = ran.and_then(|ran| vcpu.end_watch().map(|()| ran));
             // Nobody listens any more when the time given is over.
             let _ = report.send((usize::from(id), ran, tty.flush()));
         })?;
     }
     // Whoever prints may have to wait for a reader, the time given notwithstanding.
-    let watch = move || watch::until_all_end(&programs, &teletypes, &reports, args.timeout);
-    cli::within(args.timeout, watch)?.unwrap_or(Ok(Ended::TimedOut))
+    let wait = move || watch::until_all_end(&programs, &teletypes, &reports, args.timeout);
+    let ended = cli::within(args.timeout, wait)?.unwrap_or(Ok(Ended::TimedOut))?;
+    watch.finish()?;
+    Ok(ended)
 }
 
 // ANCHOR: loop

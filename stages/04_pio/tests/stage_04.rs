@@ -1,5 +1,7 @@
 //! Milestone 4: programs talk through ports, alone and several at once.
 
+mod trace;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use cli::{Ended, eprintln};
+use cli::{Ended, eprintln, trace};
 use common::file;
 use common::layout::{PROGRAM, VGA_HOLE};
 
@@ -52,7 +52,9 @@ Demos:
 {}
 Try: 05_mmio                       all demos in turn
      05_mmio sizes                 the exits of each access
-     05_mmio --trace doorbell      what driver and device say to each other
+     05_mmio --trace=doorbell,irq doorbell
+                                   what driver and device say to each other
+     05_mmio --stats screen        how often the guest exited, and how long that took
      05_mmio --timeout 5 ./my.bin  flat 16-bit code, started at 0x1000",
     list("  ")))]
 pub struct Args {
@@ -64,13 +66,12 @@ pub struct Args {
     #[arg(long)]
     list: bool,
 
-    /// Print every MMIO exit: direction, address, bytes, and whose it was
-    #[arg(long)]
-    trace: bool,
-
     /// End with exit code 4 if a guest has not ended after SECS seconds
     #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds)]
     pub timeout: Option<Duration>,
+
+    #[command(flatten)]
+    trace: trace::Flags,
 }
 
 /// The demos, one a line.
@@ -97,17 +98,19 @@ pub struct Guest {
     pub program: Cow<'static, [u8]>,
     /// What it finds in RCX.
     pub rcx: u64,
-    /// Whether its MMIO exits are printed.
-    pub trace: bool,
+    /// How it is watched.
+    pub trace: trace::Flags,
 }
 
 impl Guest {
     /// The demo of that name, or else the file.
-    fn find(path: &Path, trace: bool) -> Result<Self> {
-        let name = path.display().to_string();
+    fn find(path: &Path, trace: &trace::Flags) -> Result<Self> {
+        let (name, mut trace) = (path.display().to_string(), trace.clone());
         if let Some(&(_, code, _)) = DEMOS.iter().find(|(demo, ..)| *demo == name) {
             // The exits are all that `sizes` has to show.
-            let trace = trace || name == "sizes";
+            if name == "sizes" {
+                trace = trace.or_trace("mmio,every")?;
+            }
             let rcx = if name == COMPARE { WRITES } else { 0 };
             return Ok(Self { name, program: code.into(), rcx, trace });
         }
@@ -117,15 +120,6 @@ impl Guest {
                 bail!("{name}: neither a demo (05_mmio --list names them) nor a file")
             }
             Err(error) => Err(error).context(name),
-        }
-    }
-
-    /// Prints one MMIO exit, if it is wanted.
-    pub fn trace(&self, what: &str, addr: u64, data: &[u8], device: Option<&str>) {
-        if self.trace {
-            let bytes: Vec<_> = data.iter().map(|byte| format!("{byte:02x}")).collect();
-            let device = device.unwrap_or("nobody");
-            eprintln!("  {what:5} {addr:#07x}  {:23}  {device}", bytes.join(" "));
         }
     }
 }
@@ -142,7 +136,13 @@ pub fn run(args: &Args) -> Result<Ended> {
     }
     // All of them are looked for before the first one runs.
     let guests: Vec<_> =
-        names.iter().map(|name| Guest::find(name, args.trace)).collect::<Result<_>>()?;
+        names.iter().map(|name| Guest::find(name, &args.trace)).collect::<Result<_>>()?;
+    let machines = guests.len() > 1 || guests.iter().any(|guest| guest.name == COMPARE);
+    if machines && args.trace.writes_files() {
+        bail!(
+            "--trace-file and --stats-plot are for one machine: name one demo, and not {COMPARE}"
+        );
+    }
     for guest in &guests {
         if guests.len() > 1 {
             let what =

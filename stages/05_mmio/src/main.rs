@@ -28,6 +28,7 @@ use common::scratch::Scratch;
 use common::serial::{self, Serial};
 use common::teletype::Teletype;
 use common::text_screen::{self, TextScreen};
+use common::trace::Devices;
 use common::vcpu::{Exit, Vcpu};
 use demos::{Args, Delivery, Guest};
 use vm_memory::Bytes;
@@ -64,6 +65,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     vm.add_slot(1, ROM, ROM_SIZE, SlotFlags { read_only: true, ..SlotFlags::default() })?;
     vm.ram().write_slice(ROM_TEXT, ROM)?;
     vm.ram().write_slice(&guest.program, PROGRAM)?;
+    let watch = guest.trace.start(&vm)?;
 
     // The interrupt controllers come after the memory and before the vCPU.
     create_irqchip(&vm)?;
@@ -110,7 +112,8 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     regs.rcx = guest.rcx;
     vcpu.set_regs(&regs)?;
 
-    let viewer = Viewer::start(&screen, !guest.trace);
+    watch.follow(&mut vcpu, &Devices::of(&ports, &bus))?;
+    let viewer = Viewer::start(&screen, !guest.trace.is_wanted());
     let deadline = Deadline::new(args.timeout)?;
     let mut exits = BTreeMap::new();
     let start = Instant::now();
@@ -122,16 +125,8 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
             bus.write(addr, data);
         })?;
         let reason = match back {
-            Exit::MmioRead { addr, data } => {
-                let device = bus.read(addr, data);
-                guest.trace("read", addr, data, device);
-                device.unwrap_or("nobody")
-            }
-            Exit::MmioWrite { addr, data } => {
-                let device = bus.write(addr, data);
-                guest.trace("write", addr, data, device);
-                device.unwrap_or("nobody")
-            }
+            Exit::MmioRead { addr, data } => bus.read(addr, data).unwrap_or("nobody"),
+            Exit::MmioWrite { addr, data } => bus.write(addr, data).unwrap_or("nobody"),
             // ANCHOR_END: exits
             Exit::IoOut { port, size, data } => {
                 ports.write_each(port.into(), size, data);
@@ -155,8 +150,10 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
         *exits.entry(reason).or_default() += 1;
     };
     let time = start.elapsed();
+    vcpu.end_watch()?;
     tty.flush().and_then(|()| viewer.finish()).map_err(CannotPrint)?;
 
+    watch.finish()?;
     let counted = counter.map_or(Ok(0), |counter| counter.take())?;
     let arrived = scratch.lock().expect("no thread panicked").writes() + counted;
     Ok(Report { ended, time, exits, arrived })

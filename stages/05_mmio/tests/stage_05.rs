@@ -19,6 +19,7 @@ use common::layout::{
 use common::memory::{SlotFlags, Vm};
 use common::text_screen::{self, TextScreen};
 use common::vcpu::{Exit, Vcpu};
+use serde_json::Value;
 use testkit::{Program, Ran};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -252,14 +253,17 @@ fn a_vcpu_keeps_its_last_exits_with_their_answers() {
 fn sizes_are_traced_beside_the_instruction() {
     let ran = mmio(&["sizes"]).run();
     ran.ended(0).stdout_has("across a page: mov dword [0xA0FFE], 0x99AABBCC\n");
-    ran.stderr_has("  write 0xa0ffe  cc bb                    scratch\n");
-    ran.stderr_has("  write 0xa1000  aa 99                    scratch\n");
-    ran.stderr_has("  read  0xa2000  ff ff                    nobody\n");
+    ran.stderr_has(" mov dword [es:0xFFE],0x99AABBCC scratch: 000A0FFE <- BBCC, ");
+    ran.stderr_has(" mov dword [es:0xFFE],0x99AABBCC scratch: 000A1000 <- 99AA, ");
+    ran.stderr_has(" nobody: 000A2000 -> FFFF, ");
 }
 
 #[test]
 fn the_doorbell_is_answered_by_an_interrupt() {
-    let ran = mmio(&["doorbell", "--trace"]).run();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.json");
+    let file = format!("--trace-file={}", path.display());
+    let ran = mmio(&["doorbell", "--trace=doorbell,irq,every", "--stats", &file]).run();
     ran.ended(0)
         .stdout_has("The root of 144 is 12\n")
         .stdout_has("The root of 4294967295 is 65535\n")
@@ -269,15 +273,26 @@ fn the_doorbell_is_answered_by_an_interrupt() {
     let err = ran.err();
     let said: Vec<_> = err
         .lines()
-        .filter(|line| line.ends_with("  doorbell"))
-        .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+        .filter_map(|line| match line.split_once(" doorbell: ") {
+            Some((_, said)) => Some(said[..11].trim_start_matches("000").to_owned()),
+            None => line.ends_with(" interrupt line 5 is raised").then(|| "line 5".to_owned()),
+        })
         .collect();
-    let mut expected = vec!["read 0xd0000"];
+    let mut expected = vec!["D0000 ->"];
     for _ in 0..4 {
-        expected.extend(["write 0xd0004", "write 0xd0008", "read 0xd0010", "write 0xd000c"]);
+        // The device raises its line while it answers the ring.
+        expected.extend(["D0004 <-", "line 5", "D0008 <-", "D0010 ->", "D000C <-"]);
     }
-    expected.push("read 0xd000c");
+    expected.push("D000C ->");
     assert_eq!(said, expected, "{err}");
+    // And so do the table and the file.
+    assert_eq!([ran.exits("doorbell"), ran.exits("write 000D0008")], [18, 4], "{ran}");
+    let events: Vec<Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let count = |key: &str, value: &str| events.iter().filter(|it| it[key] == value).count();
+    assert_eq!(count("name", "line 5"), 4);
+    assert_eq!(count("cat", "exit") as u64, ran.exits("all"));
+    // A write's event is on the vCPU's track and on the device's.
+    assert_eq!(count("name", "write 000D0008"), 8);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use common::irqfd::{self, Irqfd};
 use common::layout::PROGRAM;
 use common::memory::{Ram, Vm};
 use common::run::{self, Ending, Ran};
+use common::trace::Devices;
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::{kvm, long_mode};
@@ -112,12 +113,13 @@ fn machine(args: Args) -> Result<Ended> {
     // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
     let vm = Vm::with_ram(&kvm, args.memory)?;
+    let watch = args.trace.start(&vm)?;
     let ram = vm.ram();
 
     // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from them.
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
-    let vcpu = Vcpu::new(&vm, 0)?;
+    let mut vcpu = Vcpu::new(&vm, 0)?;
     // CPUID comes before long mode: without it the vCPU has none.
     vcpu.set_supported_cpuid(&kvm)?;
     load(&args, &ram, &vcpu)?;
@@ -132,9 +134,11 @@ fn machine(args: Args) -> Result<Ended> {
 
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
-    let (trace, limit) = (args.trace.start(), args.console.timeout);
-    let Ran { ending, exits, .. } = run::run(vec![vcpu], ports, Bus::new(), stopped, limit, trace)?;
-    let ended = console.finish(&ending, &exits);
+    let (mmio, limit) = (Bus::new(), args.console.timeout);
+    watch.follow(&mut vcpu, &Devices::of(&ports, &mmio))?;
+    let Ran { ending, .. } = run::run(vec![vcpu], ports, mmio, stopped, limit)?;
+    let ended = console.finish(&ending);
+    watch.finish()?;
     // ANCHOR_END: machine
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {

@@ -20,6 +20,7 @@ use common::hypercall::{self, DebugExit};
 use common::i8042::{self, I8042, SystemControl};
 use common::irqfd::{self, Irqfd};
 use common::run::{self, Ran};
+use common::trace::Devices;
 use common::uart::{self, Uart};
 use common::vga::{self, Picture, Vga};
 use common::{cpuid, ide, kvm, mp_table, multiboot, smp};
@@ -40,9 +41,10 @@ fn machine(args: Args) -> Result<Ended> {
     // them: the first one takes its first instruction from 0xFFFFFFF0, the others wait until it wakes them.
     // Another firmware than ours gets its copy below 1 MiB as RAM: a PC's ROMs have their variables there.
     let vm = firmware::create_vm(&kvm, args.memory, &rom, args.firmware.is_some())?;
+    let watch = args.trace.start(&vm)?;
     irqfd::create_irqchip(&vm)?;
     irqfd::create_pit(&vm)?;
-    let vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
+    let mut vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
     // ANCHOR_END: vm
     if let Some(kernel) = &args.kernel {
         // Unless the host is the boot loader.
@@ -90,9 +92,11 @@ fn machine(args: Args) -> Result<Ended> {
             console.type_into(move |keys| i8042::type_in(&i8042, keys::strokes(keys)))?;
         }
     }
-    let (trace, limit) = (args.trace.start(), args.console.timeout);
-    let Ran { ending, exits, .. } = run::run(vcpus, ports, Bus::new(), stopped, limit, trace)?;
-    let ended = console.finish(&ending, &exits);
+    let (mmio, limit) = (Bus::new(), args.console.timeout);
+    watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
+    let Ran { ending, .. } = run::run(vcpus, ports, mmio, stopped, limit)?;
+    let ended = console.finish(&ending);
+    watch.finish()?;
     if args.kernel.is_none() && matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {
         cli::eprintln!("the last POST code was {:02X}h", post.last());
     }

@@ -65,9 +65,7 @@ fn the_kernel_on_the_disk_runs_its_shell() {
     let free: u32 = free.parse().unwrap();
     assert!((30 << 10..32 << 10).contains(&free), "{free} KiB");
     // The file's clusters lie side by side: the BIOS reads up to 64 sectors by one command.
-    let err = ran.err();
-    let exits = err.lines().find(|line| line.ends_with("exits: disk")).unwrap();
-    let exits: usize = exits.split_whitespace().next().unwrap().parse().unwrap();
+    let exits = ran.exits("disk") as usize;
     let sectors = guests::KERNEL.len() / SECTOR;
     assert!((sectors..4 * sectors).contains(&exits), "{exits} exits for {sectors} sectors");
 }

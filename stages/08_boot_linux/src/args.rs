@@ -207,7 +207,7 @@ impl Args {
 
     /// With `--stats`: how much memory the balloon had in the end.
     pub fn tell_balloon(&self, balloon: Option<Control>) {
-        if let Some(balloon) = balloon.filter(|_| self.console.stats) {
+        if let Some(balloon) = balloon.filter(|_| self.trace.stats) {
             cli::eprintln!("at the end {}", balloon.last());
         }
     }

@@ -23,6 +23,7 @@ use common::irqfd::{self, Irqfd};
 use common::memory::{self, Vm};
 use common::panic_watch::PanicWatch;
 use common::run::{self, Ending, Ran};
+use common::trace::Devices;
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::virtio::console::{self as hvc, Size};
@@ -41,10 +42,12 @@ fn machine(args: Args) -> Result<Ended> {
     let Opened { mut devices, balloon } = options.open(args.verbose())?;
     let count = devices.count(options.hvc().into())?;
     let kvm = kvm::open()?;
-    let (vm, vcpus) = match &saved {
+    let (vm, mut vcpus) = match &saved {
         Some(saved) => saved.machine(&kvm)?,
         None => boot(&args, &kvm, count)?,
     };
+
+    let watch = args.trace.start(&vm)?;
 
     // The terminal from which we were started becomes the guest's.
     let (stop, stopped) = run::stop();
@@ -91,16 +94,18 @@ fn machine(args: Args) -> Result<Ended> {
         Some(terminal) => console.type_into(move |keys| terminal.type_in(keys))?,
         None => console.type_into(move |keys| uart::type_in(&uart, keys))?,
     }
-    let (count, trace, limit) = (vcpus.len(), args.trace.start(), args.console.timeout);
-    let Ran { ending, exits, vcpus } = run::run(vcpus, ports, mmio, stopped, limit, trace)?;
+    watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
+    let (count, limit) = (vcpus.len(), args.console.timeout);
+    let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped, limit)?;
     drop(workers);
     if let (Ending::Saved, Some(folder)) = (&ending, &args.snapshot_to) {
         let (kept, options) = (kept.keep()?, options.to_keep()?);
         let bytes = snapshot::save(folder, &kvm, &vm, &vcpus, count, kept, &options)?;
         args.tell_saved(folder, bytes);
     }
-    let ended = console.finish(&panicked.judge(ending), &exits);
+    let ended = console.finish(&panicked.judge(ending));
     args.tell_balloon(balloon);
+    watch.finish()?;
     Ok(ended)
 }
 

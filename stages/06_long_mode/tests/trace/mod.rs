@@ -1,5 +1,6 @@
 //! What a trace says about an exit: compared with what the device saw, and with where the guest's instructions are.
 
+use std::fs;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -8,10 +9,11 @@ use common::hypercall::{self, DebugExit};
 use common::layout::PROGRAM;
 use common::memory::Vm;
 use common::run::{self, Ending};
-use common::trace::{Access, Event, Sink, Space, Trace, What};
+use common::trace::{Access, Devices, Event, Sink, Space, Trace, What};
 use common::vcpu::Vcpu;
 use common::{irqfd, long_mode};
 use kvm_bindings::kvm_regs;
+use serde_json::Value;
 use testkit::PATIENCE;
 use vm_memory::Bytes;
 
@@ -64,7 +66,7 @@ fn run(program: &[u8], memory: Range<u64>, words: &str, long: bool) -> (Vec<Even
     let ram = vm.ram();
     ram.write_slice(program, PROGRAM).unwrap();
     irqfd::create_irqchip(&vm).unwrap();
-    let vcpu = Vcpu::new(&vm, 0).unwrap();
+    let mut vcpu = Vcpu::new(&vm, 0).unwrap();
     vcpu.set_supported_cpuid(&kvm).unwrap();
     if long {
         let regs = kvm_regs { rip: PROGRAM.0, ..Default::default() };
@@ -81,8 +83,9 @@ fn run(program: &[u8], memory: Range<u64>, words: &str, long: bool) -> (Vec<Even
     io.insert("debug exit", hypercall::DEBUG_EXIT, shared(DebugExit(stop))).unwrap();
     mmio.insert("recorder", memory.clone(), recorder(Space::Memory, memory.start)).unwrap();
     let events = Events::default();
-    let trace = Trace::new(words.parse().unwrap(), events.clone());
-    let ran = run::run(vec![vcpu], io, mmio, stopped, Some(PATIENCE), Some(trace)).unwrap();
+    let trace = Arc::new(Trace::default().with_lines(words.parse().unwrap(), events.clone()));
+    trace.follow(&mut vcpu, &Devices::of(&io, &mmio)).unwrap();
+    let ran = run::run(vec![vcpu], io, mmio, stopped, Some(PATIENCE)).unwrap();
     let ending = ran.ending;
     let events = events.0.lock().unwrap().clone();
     assert_eq!(ending, Ending::Exited(0), "{events:#x?}");
@@ -189,9 +192,19 @@ fn the_lines_tell_what_the_kernel_printed() {
     ran.ended(0).stdout_has("calc 6*7\r\n42\r\n");
     assert_eq!(ran.traced_serial(), ran.stdout, "{ran}");
     // In a loop the same is shown twice, and then counted.
-    let short = crate::stage_06().args(["--trace=serial"]).stdin("calc 6*7\nexit\n").run();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.json");
+    let options = ["--trace=serial", "--stats", "--trace-file"];
+    let short = crate::stage_06().args(options).args([&path]).stdin("calc 6*7\nexit\n").run();
     short.ended(0).stderr_has(" more events like the last line of vCPU 0\n");
     assert!(short.stderr.len() < ran.stderr.len() / 2, "{short}");
+    // The table and the file have what the lines have, and signals, which end the machine, are no events.
+    let events: Vec<Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let exits = events.iter().filter(|event| event["cat"] == "exit").count() as u64;
+    assert_eq!(exits + short.exits("signal"), short.exits("all"), "{short}");
+    let sent = events.iter().filter(|event| event["cat"] == "exit" && event["name"] == "out 3F8");
+    assert_eq!(sent.count() as u64, short.exits("out 3F8"));
+    assert!(short.exits("out 3F8") > short.stdout.len() as u64, "{short}");
 }
 
 #[test]
@@ -201,6 +214,7 @@ fn words_without_a_meaning_get_one_line() {
         .refused(2, "there is no device \"flop\" to trace; there are: debug exit, serial port");
     run("").refused(2, "a word is empty");
     run("step:0").refused(2, "step:0 is no number of instructions");
+    run("rate:x").refused(2, "rate:x is no number of lines");
 }
 
 #[test]

@@ -91,5 +91,5 @@ pub fn run_with<Serial: Device + 'static>(
     ports.insert("i8042", bus::ports(i8042::PORT, i8042::PORTS), i8042).unwrap();
     ports.insert("VGA", bus::ports(vga::PORT, vga::PORTS), parts.vga.clone()).unwrap();
     let limit = Some(Duration::from_secs(60));
-    (parts, run::run(vcpus, ports, Bus::new(), stopped, limit, None).map(|ran| ran.ending))
+    (parts, run::run(vcpus, ports, Bus::new(), stopped, limit).map(|ran| ran.ending))
 }
