@@ -141,7 +141,10 @@ pub fn run(args: &Args) -> Result<()> {
 
     interrupt::end_commands_first()?;
     let made = build(&source, &config, &wanted, args.jobs);
-    ensure!(!interrupt::came(), "interrupted: the next `cargo xtask kernel` goes on from here");
+    ensure!(
+        !(interrupt::came() && build_dir().exists()),
+        "interrupted: the next `cargo xtask kernel` goes on from here"
+    );
     let Made { image, vmlinux, config } = made?;
 
     // Whoever finds `made-from` finds all of it.
