@@ -145,7 +145,17 @@ fn command<Args: Parser>() -> Command {
 /// Prints an error with its causes as one line on stderr.
 pub fn print_error(error: &anyhow::Error) {
     let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-    eprintln!("{red}error:{red:#} {}", one_line(error));
+    eprintln!("{red}error:{red:#} {}{}", one_line(error), way_out(error));
+}
+
+/// Where an error says that this host's KVM cannot do something, and not what to do: another KVM may be able to.
+fn way_out(error: &anyhow::Error) -> &'static str {
+    const LAB: &str = "MINI_KVM=lab";
+    let refused = error.chain().any(common::error::is_of_kvm);
+    match refused && blamed(error) == Ended::HostCannot && !one_line(error).contains(LAB) {
+        true => "; run with MINI_KVM=lab instead, or see 01_create_vm --doctor",
+        false => "",
+    }
 }
 
 /// [`std::println`] for programs that may lose their stdout: where it cannot be written, the program ends

@@ -94,3 +94,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
     let _ = error;
     None
 }
+
+/// Whether it is KVM that refused an ioctl: another one may be able to do it.
+pub fn is_of_kvm(error: &(dyn Error + 'static)) -> bool {
+    error.is::<kvm_ioctls::Error>()
+}

@@ -2,7 +2,7 @@
 //!
 //! | stage | modules |
 //! |---|---|
-//! | 01 | [`kvm`], [`checkup`] |
+//! | 01 | [`kvm`], [`checkup`], [`host`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
 //! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`trace`], [`vcpu`] |
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
@@ -18,6 +18,8 @@ pub mod error;
 
 #[cfg(feature = "stage01")]
 pub mod checkup;
+#[cfg(feature = "stage01")]
+pub mod host;
 #[cfg(feature = "stage01")]
 pub mod kvm;
 

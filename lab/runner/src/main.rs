@@ -24,7 +24,10 @@ fn main() -> ExitCode {
     };
     let chosen = std::env::var_os("MINI_KVM");
     let inside = std::env::var_os(lab::INSIDE).is_some();
+    // The doctor's patient is this host.
+    let doctor = argv[1..].iter().any(|word| word == "--doctor");
     let reason = match place(chosen.as_deref(), inside, Path::new(program)) {
+        Ok(Place::ByVerdict(1)) if doctor => None,
         Err(error) => return fail(&error, Ended::BadInput),
         Ok(Place::Host) => None,
         Ok(Place::Lab) => Some("MINI_KVM=lab".to_owned()),

@@ -1,5 +1,6 @@
 //! Stage 01: `/dev/kvm`, what it says it can do, a virtual machine, and what it can really do.
 
+mod doctor;
 mod report;
 
 use std::io::{self, Write};
@@ -22,6 +23,7 @@ use serde::Serialize;
 #[derive(Parser)]
 #[command(after_help = "\
 Try: 01_create_vm           what this host offers, and which stages it can run
+     01_create_vm --doctor  what is missing for the others, and what to do about it
      01_create_vm --json    the same for programs, the verdicts under `verdicts`
 
 A stage that cannot run here is no error; KVM that cannot be used at all is.")]
@@ -29,6 +31,10 @@ struct Args {
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
+
+    /// Say what this host lacks for which stage, and what to do about it
+    #[arg(long, conflicts_with = "json")]
+    doctor: bool,
 }
 
 /// All that was found. `--json` prints it as it stands here; the names of the fields are a promise.
@@ -56,6 +62,9 @@ fn main() -> ExitCode {
 }
 
 fn create_vm(args: Args) -> Result<Ended> {
+    if args.doctor {
+        return Ok(doctor::run(&mut anstream::stdout().lock()).map_err(CannotPrint)?);
+    }
     // ANCHOR: story
     // The system's file descriptor. Its API version comes before everything else: `open` has checked it.
     let kvm = kvm::open()?;

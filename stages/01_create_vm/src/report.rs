@@ -5,7 +5,7 @@ use std::io::{Result, Write};
 use std::os::fd::RawFd;
 
 use anstyle::{AnsiColor, Style};
-use common::checkup::Probe;
+use common::checkup::{Probe, Verdict};
 use common::kvm::{DEVICE, Limits};
 
 use crate::{Answer, Found};
@@ -14,7 +14,8 @@ use crate::{Answer, Found};
 const STAGES: [&str; 8] =
     ["create_vm", "memory", "vcpu", "pio", "mmio", "long_mode", "bootloader", "boot_linux"];
 
-const BOLD: Style = Style::new().bold();
+/// What a heading is printed in.
+pub const BOLD: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
 
@@ -32,7 +33,12 @@ pub fn print(out: &mut impl Write, found: &Found, system: RawFd, vm: RawFd) -> R
     let took = millis(found.create_vm_micros);
     writeln!(out, "  KVM_CREATE_VM gave file descriptor {vm} after {took}.")?;
     print_checkup(out, found)?;
-    print_verdicts(out, found)
+    print_verdicts(out, &found.checkup.verdicts)?;
+    if found.checkup.verdicts.iter().any(|verdict| !verdict.able) {
+        writeln!(out, "\nWhat cannot run here runs in the lab: `cargo run` sees to that.")?;
+        writeln!(out, "01_create_vm --doctor tells what else can be done.")?;
+    }
+    Ok(())
 }
 
 fn print_capabilities(out: &mut impl Write, capabilities: &[Answer]) -> Result<()> {
@@ -74,18 +80,15 @@ fn print_checkup(out: &mut impl Write, found: &Found) -> Result<()> {
     Ok(())
 }
 
-fn print_verdicts(out: &mut impl Write, found: &Found) -> Result<()> {
+/// Which stages can run here, and what the others lack.
+pub fn print_verdicts(out: &mut impl Write, verdicts: &[Verdict]) -> Result<()> {
     writeln!(out, "\n{BOLD}Verdict{BOLD:#}: what this host's KVM can run")?;
-    let verdicts = &found.checkup.verdicts;
     for (verdict, name) in verdicts.iter().zip(STAGES) {
         let (style, word) = mark(verdict.able);
         writeln!(out, "  {style}{word:4}{style:#} {:02}_{name}", verdict.stage)?;
         if !verdict.able {
             print_wrapped(out, &format!("lacks {}", verdict.lacks.join(", ")))?;
         }
-    }
-    if verdicts.iter().any(|verdict| !verdict.able) {
-        writeln!(out, "\nWhat cannot run here runs in the lab: `cargo run` sees to that.")?;
     }
     Ok(())
 }
@@ -108,6 +111,12 @@ fn millis(micros: u64) -> String {
 }
 
 fn print_wrapped(out: &mut impl Write, text: &str) -> Result<()> {
-    let options = textwrap::Options::new(80).initial_indent(INDENT).subsequent_indent(INDENT);
+    print_indented(out, INDENT, text)
+}
+
+/// Prints `text` behind `begin`, in lines that all begin in the same column.
+pub fn print_indented(out: &mut impl Write, begin: &str, text: &str) -> Result<()> {
+    let indent = " ".repeat(begin.len());
+    let options = textwrap::Options::new(80).initial_indent(begin).subsequent_indent(&indent);
     writeln!(out, "{}", textwrap::fill(text, options))
 }

@@ -134,7 +134,7 @@ fn a_virtual_machine_is_really_made() {
     // The system's descriptor is the last one that a limit of four allows.
     let script = format!("ulimit -n 4; exec {BINARY}");
     let ran = Program::new("/bin/sh").args(["-c", &script]).run();
-    ran.refused(3, "KVM_CREATE_VM failed: Too many open files");
+    ran.refused(3, "KVM_CREATE_VM failed: Too many open files").stderr_has("MINI_KVM=lab");
 }
 
 #[test]
@@ -180,6 +180,29 @@ fn a_missing_dev_kvm_is_explained() {
 }
 
 #[test]
+fn the_doctor_says_what_is_missing_and_what_to_do() {
+    let ran = stage_01(&["--doctor"]);
+    let out = ran.ended(0).out();
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+    for verdict in found()["verdicts"].as_array().unwrap() {
+        let word = if verdict["able"] == true { "yes" } else { "no" };
+        let stage = format!(" {:02}_", verdict["stage"].as_u64().unwrap());
+        let line = out.lines().find(|line| line.contains(&stage)).unwrap();
+        assert_eq!(line.split_whitespace().next(), Some(word), "{line}");
+    }
+    // What is missing has a remedy, and the last one is the lab.
+    let able = found()["verdicts"].as_array().unwrap().iter().all(|it| it["able"] == true);
+    match able {
+        true => ran.stdout_has("Nothing is missing"),
+        false => ran.stdout_has("  1. ").stdout_has("  2. Or change nothing: `cargo run`"),
+    };
+    let run = format!("{BINARY} --doctor");
+    let Some(ran) = with_dev_changed("mount -t tmpfs none /dev", &run) else { return };
+    ran.ended(3).stdout_has("/dev/kvm        no /dev/kvm\n").stdout_has("no   01_create_vm");
+    ran.stdout_has("  1. ").stdout_has("MINI_KVM=lab");
+}
+
+#[test]
 fn something_else_behind_dev_kvm_is_explained() {
     let Some(ran) = with_dev_changed("mount --bind /dev/null /dev/kvm", BINARY) else { return };
     ran.refused(3, "/dev/kvm is not KVM").stderr_has("KVM_GET_API_VERSION");
@@ -220,4 +243,5 @@ fn a_forbidden_dev_kvm_names_the_group_to_join() {
 fn a_full_disk_is_told() {
     Program::full_disk(BINARY, &[]);
     Program::full_disk(BINARY, &["--json"]);
+    Program::full_disk(BINARY, &["--doctor"]);
 }
