@@ -440,6 +440,7 @@ pub fn load_initrd(ram: &Ram, kernel: &Kernel, path: &Path) -> Result<Range<u64>
 
 /// The initrd goes as high as `initrd_addr_max` and RAM allow, at a page's start, and never into the
 /// kernel's memory.
+// ANCHOR: place_initrd
 fn place_initrd(size: u64, kernel: &Kernel, low_ram_end: u64) -> Result<Range<u64>, Error> {
     let end = low_ram_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
     let room = end.saturating_sub(kernel.range.end);
@@ -448,6 +449,7 @@ fn place_initrd(size: u64, kernel: &Kernel, low_ram_end: u64) -> Result<Range<u6
         _ => Err(Error::InitrdTooBig { size, end, room }),
     }
 }
+// ANCHOR_END: place_initrd
 
 /// Writes the command line and `struct boot_params`, or PVH's start info: what the kernel is told about its machine.
 ///
@@ -471,6 +473,7 @@ pub fn write_boot_params(
         return pvh::write_start_info(ram, initrd, rsdp);
     }
 
+    // ANCHOR: boot_params
     let mut params = boot_params { hdr: kernel.header, ..Default::default() };
     params.hdr.type_of_loader = OTHER_LOADER;
     params.hdr.cmd_line_ptr = CMDLINE.0 as u32;
@@ -491,9 +494,11 @@ pub fn write_boot_params(
     }
     ram.write_obj(params, BOOT_PARAMS)?;
     Ok(())
+    // ANCHOR_END: boot_params
 }
 
 /// Puts the vCPU at the kernel's entry, in the mode that it expects, and with what it expects in its registers.
+// ANCHOR: enter
 pub fn enter(vcpu: &Vcpu, ram: &Ram, kernel: &Kernel) -> Result<(), Error> {
     let regs = kvm_regs { rip: kernel.entry.0, ..Default::default() };
     let rsi = BOOT_PARAMS.0;
@@ -506,6 +511,7 @@ pub fn enter(vcpu: &Vcpu, ram: &Ram, kernel: &Kernel) -> Result<(), Error> {
     }
     Ok(())
 }
+// ANCHOR_END: enter
 
 /// Where the RAM that begins at 0 ends.
 fn low_ram_end(ram: &Ram) -> u64 {

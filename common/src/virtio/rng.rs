@@ -26,6 +26,7 @@ impl Device for Rng {
         &[64]
     }
 
+    // ANCHOR: serve
     fn serve(&mut self, rings: &mut Rings<'_>) -> Result<(), Broken> {
         while let Some(chain) = rings.take(0)? {
             let head = chain.head_index();
@@ -42,4 +43,5 @@ impl Device for Rng {
         }
         Ok(())
     }
+    // ANCHOR_END: serve
 }

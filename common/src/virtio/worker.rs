@@ -208,6 +208,7 @@ impl Core {
         Ok(more)
     }
 
+    // ANCHOR: run
     /// Serves the device until the machine ends. A trace is told when.
     fn run(&self, trace: Option<impl Fn(Instant)>) {
         let mut events = [EpollEvent::default(); 16];
@@ -221,6 +222,7 @@ impl Core {
             }
         }
     }
+    // ANCHOR_END: run
 }
 
 /// The devices' threads. They end, each after what it is doing, when this is dropped.

@@ -119,6 +119,7 @@ fn boot(args: &Args, kvm: &Kvm, virtio_devices: usize) -> Result<(Arc<Vm>, Vec<V
     let vm = Vm::with_ram_of(kvm, args.memory, args.pages())?;
     let ram = vm.ram();
 
+    // ANCHOR: boot
     // The boot loader's part: the kernel, the initrd, and what the kernel is told about its machine.
     let kernel = linux::load_kernel(&ram, &kernel_path, &args.kernel_options())
         .with_context(|| format!("kernel {}", kernel_path.display()))?;
@@ -139,6 +140,7 @@ fn boot(args: &Args, kvm: &Kvm, virtio_devices: usize) -> Result<(Arc<Vm>, Vec<V
     let vcpus = smp::create_vcpus(kvm, &vm, args.cpus)?;
     vcpus.iter().try_for_each(msr::set)?;
     linux::enter(&vcpus[0], &ram, &kernel)?;
+    // ANCHOR_END: boot
     Ok((vm, vcpus))
 }
 
