@@ -4,11 +4,11 @@
 //! there they print the same on every host, and the lab is resumed only once. `cargo run --bin NAME` is the program
 //! itself there.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use regex::Regex;
@@ -127,21 +127,23 @@ fn outputs(root: &Path, target: &Path, commands: &[&str]) -> Result<Vec<String>>
     if commands.is_empty() {
         return Ok(Vec::new());
     }
-    let built = Command::new(env!("CARGO"))
-        .current_dir(root)
-        .env("CARGO_TARGET_DIR", target)
-        .args(["build", "--quiet", "--bins"])
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(built.success(), "the stages do not build");
+    let cargo = |args: &[&OsStr]| -> Result<bool> {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(root).env("CARGO_TARGET_DIR", target).args(args);
+        Ok(cargo.status().context("cannot start cargo")?.success())
+    };
+    ensure!(cargo(&["build", "--quiet", "--bins"].map(OsStr::new))?, "the stages do not build");
     let folder = target.join("experiments");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let script = folder.join("run.sh");
     fs::write(&script, self::script(root, target, &folder, commands))
         .with_context(|| format!("cannot write {}", script.display()))?;
-    let code = lab::shell(&[OsString::from("sh"), script.into()])?;
-    ensure!(code == ExitCode::SUCCESS, "the lab did not run the experiments to their end");
+    let lab = ["run", "--quiet", "--package", "xtask", "--", "lab", "--", "sh"].map(OsStr::new);
+    ensure!(
+        cargo(&[&lab[..], &[script.as_os_str()]].concat())?,
+        "the lab did not run the experiments to their end"
+    );
     let output = |number: usize| {
         let path = folder.join(number.to_string());
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
