@@ -7,6 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Instant;
 
+use serde_json::Value;
+
 use super::*;
 
 /// What the guest prints between the command `what` and its next prompt.
@@ -35,7 +37,10 @@ fn a_virtio_console_prints_all_and_a_virtio_rng_gives_randomness() {
         "true\n",
     ]
     .join("\n");
-    let ran = boot(&["--console", "hvc0", "--rng", "--stats"], &script);
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("out.json");
+    let file = format!("--trace-file={}", trace.display());
+    let ran = boot(&["--console", "hvc0", "--rng", "--stats", &file], &script);
     ran.ended(0);
     assert_eq!(said(&ran, "tty"), "/dev/hvc0");
     assert_eq!(said(&ran, "cat /sys/class/tty/console/active"), "hvc0");
@@ -49,6 +54,13 @@ fn a_virtio_console_prints_all_and_a_virtio_rng_gives_randomness() {
     assert_eq!(said(&ran, complaints), "0");
     // It came in buffers, not in bytes: a serial port has two exits for each.
     assert!((1..10_000).contains(&ran.exits("all")), "{ran}");
+    // The trace has each exit, the devices' own work, and the lines that they raise.
+    let events: Vec<Value> = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    let of = |key: &str, value: &str| events.iter().filter(|it| it[key] == value).count() as u64;
+    assert_eq!(of("cat", "exit") + ran.exits("signal"), ran.exits("all"), "{ran}");
+    let work = |name| events.iter().filter(|it| it["cat"] == "work" && it["name"] == name).count();
+    assert!(work("virtio console") > 10 && work("virtio rng") > 1);
+    assert!(events.iter().any(|it| it["ph"] == "i" && it["pid"] == 4), "no line was raised");
 }
 
 #[test]
