@@ -63,8 +63,10 @@ pub(super) enum Record {
         args: Value,
     },
     /// A device worked on its own thread.
+    #[cfg_attr(not(feature = "stage08"), allow(dead_code, reason = "no device has a thread yet"))]
     Work { number: u32, name: &'static str, from: Duration, to: Duration },
     /// An interrupt line was raised.
+    #[cfg_attr(not(feature = "stage05"), allow(dead_code, reason = "there are no lines yet"))]
     Line { at: Duration, gsi: u32 },
 }
 
