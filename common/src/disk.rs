@@ -180,7 +180,11 @@ fn offset(lba: u64) -> u64 {
 }
 
 /// Writes zeros as one writes anything else.
-fn write_zeros(disk: &mut (impl Sectors + ?Sized), lba: u64, count: u64) -> io::Result<()> {
+pub(crate) fn write_zeros(
+    disk: &mut (impl Sectors + ?Sized),
+    lba: u64,
+    count: u64,
+) -> io::Result<()> {
     let end = lba + count;
     for lba in (lba..end).step_by(ZEROS.len() / SECTOR) {
         let bytes = (ZEROS.len() as u64).min(offset(end - lba));

@@ -149,8 +149,8 @@ fn first_bytes(file: &File) -> Result<[u8; 4], Error> {
     }
 }
 
-/// Looks at the fields of the header that `imago` leaves to others.
-fn check_header(file: &File, len: u64) -> Result<(), Error> {
+/// Looks at the fields of the header that `imago` leaves to others. Gives the binary logarithm of a cluster's length.
+fn check_header(file: &File, len: u64) -> Result<u32, Error> {
     let mut header = [0; 60];
     file.read_exact_at(&mut header, 0).map_err(Error::Damaged)?;
     let found = [header[0], header[1], header[2], header[3]];
@@ -174,25 +174,27 @@ fn check_header(file: &File, len: u64) -> Result<(), Error> {
     within("reference counts", counts, 8)?;
     let mut first = [0; 8];
     file.read_exact_at(&mut first, counts).map_err(Error::Damaged)?;
-    // The lowest 9 bits of an entry mean nothing.
-    if u64::from_be_bytes(first) >> 9 == 0 {
+    // The table may have no cluster, nor its first entry a place: the lowest 9 bits mean nothing.
+    if u32_at(56) == 0 || u64::from_be_bytes(first) >> 9 == 0 {
         let none = "nothing counts the use of its first cluster, try `qemu-img check -r all`";
         return Err(Error::Damaged(io::Error::other(none)));
     }
-    Ok(())
+    Ok(u32_at(20))
 }
 
 /// A qcow2 image.
 struct Image {
     image: FormatAccess<Storage>,
     count: u64,
+    /// All of it is a part of one cluster.
+    tiny: bool,
     /// The host could not write all of its cache back: see [`FileSectors`].
     lost: bool,
 }
 
 impl Image {
     fn open(file: File, len: u64, path: &Path, write: bool, backing: bool) -> Result<Self, Error> {
-        check_header(&file, len)?;
+        let cluster_bits = check_header(&file, len)?;
         let options = StorageOpenOptions::new().filename(path).write(write);
         let storage = Storage::from_open_file(file, options).map_err(Error::Damaged)?;
         let mut qcow2 = Qcow2::<Storage>::open_image(storage, write).map_err(Error::Damaged)?;
@@ -212,7 +214,10 @@ impl Image {
         match image.size() {
             size @ 0..512 => Err(disk::Error::Short(size).into()),
             size if !size.is_multiple_of(SECTOR as u64) => Err(disk::Error::Odd(size).into()),
-            size => Ok(Self { image, count: size / SECTOR as u64, lost: false }),
+            size => {
+                let tiny = size.checked_shr(cluster_bits).unwrap_or(0) == 0;
+                Ok(Self { image, count: size / SECTOR as u64, tiny, lost: false })
+            }
         }
     }
 }
@@ -244,6 +249,10 @@ impl Sectors for Image {
     }
 
     fn write_zeroes(&mut self, lba: u64, count: u64, unmap: bool) -> io::Result<()> {
+        // `imago` 0.2.6 would look for the end of the cluster before the last one: before the beginning, that is.
+        if self.tiny {
+            return disk::write_zeros(self, lba, count);
+        }
         let (offset, len) = bytes(lba, count);
         match unmap {
             true => self.image.discard_to_zero(offset, len),
@@ -253,6 +262,9 @@ impl Sectors for Image {
 
     /// Whole clusters are given back.
     fn discard(&mut self, lba: u64, count: u64) -> io::Result<()> {
+        if self.tiny {
+            return Ok(());
+        }
         let (offset, len) = bytes(lba, count);
         match self.image.discard_to_any(offset, len) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
@@ -300,11 +312,20 @@ mod tests {
 
     /// An image in a file of that name, over another one.
     fn create(dir: &tempfile::TempDir, name: &str, backing: Option<(&str, &str)>) -> PathBuf {
+        create_with(dir, name, backing, CLUSTER)
+    }
+
+    fn create_with(
+        dir: &tempfile::TempDir,
+        name: &str,
+        backing: Option<(&str, &str)>,
+        cluster: usize,
+    ) -> PathBuf {
         let path = dir.path().join(name);
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
         let options = StorageOpenOptions::new().filename(&path).write(true);
         let storage = Storage::from_open_file(file.unwrap(), options).unwrap();
-        let mut builder = Qcow2::<Storage>::create_builder(storage).cluster_size(CLUSTER);
+        let mut builder = Qcow2::<Storage>::create_builder(storage).cluster_size(cluster);
         if let Some((name, format)) = backing {
             builder = builder.backing(name.into(), format.into());
         }
@@ -413,9 +434,11 @@ mod tests {
             )
         );
         let counts = u64::from_be_bytes(image[48..56].try_into().unwrap()) as usize;
-        assert!(with(counts, &[0, 0, 0, 0, 0, 0, 1, 0xFF], WRITE).starts_with(
-            "the qcow2 image is damaged or of an unknown kind: nothing counts the use"
-        ));
+        for (at, bytes) in [(counts, &[0, 0, 0, 0, 0, 0, 1, 0xFF][..]), (56, &[0; 4])] {
+            let nothing =
+                "the qcow2 image is damaged or of an unknown kind: nothing counts the use";
+            assert!(with(at, bytes, WRITE).starts_with(nothing));
+        }
         assert!(with(24, &513u64.to_be_bytes(), WRITE).starts_with("the disk has 513 bytes"));
         assert!(with(24, &0u64.to_be_bytes(), WRITE).starts_with("the disk has 0 bytes"));
         // A feature bit that nobody knows, and the one for a data file.
@@ -433,6 +456,22 @@ mod tests {
         assert!(refused(&path, WRITE).starts_with("the qcow2 image is damaged"));
         fs::write(&path, []).unwrap();
         assert_eq!(refused(&path, WRITE), "the file is empty");
+    }
+
+    #[test]
+    fn an_image_may_be_smaller_than_its_clusters() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = create_with(&dir, "image", None, 64 << 10);
+        let mut disk = open(&path, WRITE).unwrap().0;
+        let mut expected = vec![7; SIZE];
+        disk.write(0, &expected).unwrap();
+        for (lba, count, unmap) in [(3, 2, true), (9, 1, false), (30, 2, true)] {
+            disk.write_zeroes(lba, count, unmap).unwrap();
+            expected[lba as usize * SECTOR..(lba + count) as usize * SECTOR].fill(0);
+        }
+        disk.discard(20, 4).unwrap();
+        assert!(whole(&mut *disk)[..20 * SECTOR] == expected[..20 * SECTOR]);
+        assert!(whole(&mut *disk)[24 * SECTOR..] == expected[24 * SECTOR..]);
     }
 
     #[test]
