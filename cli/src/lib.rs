@@ -8,6 +8,8 @@ pub mod cache;
 pub mod config;
 #[cfg(feature = "stage06")]
 pub mod console;
+#[cfg(feature = "stage03")]
+pub mod gdb;
 #[cfg(feature = "stage07")]
 pub mod keys;
 #[cfg(feature = "stage07")]
@@ -132,6 +134,10 @@ fn command<Args: Parser>() -> Command {
     #[cfg(feature = "stage03")]
     if has("trace") {
         help = help + "\n\n" + trace::HELP;
+    }
+    #[cfg(feature = "stage03")]
+    if has("gdb") {
+        help = help + "\n\n" + gdb::HELP;
     }
     #[cfg(feature = "stage08")]
     let has_manual = has("man");

@@ -18,13 +18,13 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use crate::error::{Blame, Blamed};
 
 /// A signal that comes between two `KVM_RUN`s is lost, so it is sent until somebody has noticed.
-const AGAIN: Duration = Duration::from_millis(1);
+pub(crate) const AGAIN: Duration = Duration::from_millis(1);
 
 /// Why there is no deadline.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The signal's handler could not be installed.
-    #[error("cannot install a signal handler for --timeout: {0}")]
+    #[error("cannot install the signal handler that calls a vCPU back: {0}")]
     Handler(vmm_sys_util::errno::Error),
     /// No thread could be started.
     #[error("cannot start a thread for --timeout: {0}")]
@@ -51,7 +51,7 @@ impl Deadline {
     pub fn new(limit: Option<Duration>) -> Result<Self, Error> {
         let passed = Arc::new(AtomicBool::new(false));
         let Some(limit) = limit else { return Ok(Self { passed, waiter: None }) };
-        register_signal_handler(SIGRTMIN(), ignore).map_err(Error::Handler)?;
+        handle_signal()?;
         let vcpu = ThreadId::current();
         let (done, dropped) = mpsc::channel();
         let flag = Arc::clone(&passed);
@@ -83,24 +83,30 @@ impl Drop for Deadline {
     }
 }
 
+/// Has the signal that calls a vCPU back do that and nothing else.
+pub(crate) fn handle_signal() -> Result<(), Error> {
+    register_signal_handler(SIGRTMIN(), ignore).map_err(Error::Handler)
+}
+
 /// A handler has to exist, for otherwise the signal would end the process; it has nothing to do.
 extern "C" fn ignore(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
 
 /// A thread of this process, by the number that the kernel knows it by.
-#[derive(Clone, Copy)]
-struct ThreadId {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadId {
     process: libc::pid_t,
     thread: libc::pid_t,
 }
 
 #[expect(unsafe_code, reason = "the standard library sends no signals to threads")]
 impl ThreadId {
-    fn current() -> Self {
+    pub(crate) fn current() -> Self {
         // SAFETY: neither takes an argument or can fail.
         unsafe { Self { process: libc::getpid(), thread: libc::gettid() } }
     }
 
-    fn interrupt(self) {
+    /// Has its `KVM_RUN` return. The signal is lost if it is not in one.
+    pub(crate) fn interrupt(self) {
         // SAFETY: the arguments are numbers. Where the thread is gone, the call fails and does nothing.
         unsafe { libc::tgkill(self.process, self.thread, SIGRTMIN()) };
     }

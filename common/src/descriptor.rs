@@ -323,6 +323,11 @@ impl fmt::Display for Segment {
 }
 
 impl Segment {
+    /// Whether it is neither code nor data.
+    pub fn is_system(&self) -> bool {
+        !matches!(self.kind, Kind::Data { .. } | Kind::Code { .. })
+    }
+
     /// Width, ring and presence: `, 64-bit, ring 0`.
     pub(crate) fn rights(&self) -> String {
         let bits = match (self.kind, self.long, self.bits32) {
@@ -450,8 +455,7 @@ pub fn segment(
     }
     let (low, _) = entry(table, offset, 8, &mut read)?;
     let short = Segment::decode(low, 0, layout);
-    let system = !matches!(short.kind, Kind::Data { .. } | Kind::Code { .. });
-    if layout == Layout::Long && system && !matches!(short.kind, Kind::Reserved(_)) {
+    if layout == Layout::Long && short.is_system() && !matches!(short.kind, Kind::Reserved(_)) {
         let (low, high) = entry(table, offset, 16, read)?;
         return Ok(Segment::decode(low, high, layout));
     }

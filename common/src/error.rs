@@ -46,6 +46,8 @@ pub fn blame(error: &(dyn Error + 'static)) -> Option<Blame> {
         touch,
         #[cfg(feature = "stage03")]
         deadline,
+        #[cfg(feature = "stage03")]
+        gdb,
         #[cfg(feature = "stage04")]
         file,
         #[cfg(feature = "stage03")]

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`], [`host`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
-//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`trace`], [`vcpu`] |
+//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`gdb`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`trace`], [`vcpu`] |
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
@@ -59,6 +59,8 @@ pub mod vcpu;
 
 #[cfg(feature = "stage03")]
 pub mod descriptor;
+#[cfg(feature = "stage03")]
+pub mod gdb;
 #[cfg(feature = "stage03")]
 pub mod page_walk;
 #[cfg(feature = "stage03")]

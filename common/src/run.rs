@@ -18,6 +18,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::error::{Blame, Blamed};
+use crate::gdb::Gdb;
 use crate::hypercall::End;
 use crate::vcpu::{self, Exit, InternalError, Vcpu};
 
@@ -154,10 +155,16 @@ impl End for Stop {
 #[derive(Debug)]
 pub struct Stopped {
     stop: Stop,
+    gdb: Gdb,
     receiver: Receiver<Result<Ending, Error>>,
 }
 
 impl Stopped {
+    /// Has a debugger stop the vCPUs, too.
+    pub fn under(self, gdb: Gdb) -> Self {
+        Self { gdb, ..self }
+    }
+
     /// How the machine ended, if it has; for who runs no vCPU, such as a test of a device.
     pub fn ending(&self) -> Option<Ending> {
         self.receiver.try_recv().ok()?.ok()
@@ -168,7 +175,7 @@ impl Stopped {
 pub fn stop() -> (Stop, Stopped) {
     let (sender, receiver) = channel();
     let stop = Stop { asked: Arc::default(), sender };
-    (stop.clone(), Stopped { stop, receiver })
+    (stop.clone(), Stopped { stop, gdb: Gdb::default(), receiver })
 }
 
 /// How long a vCPU may take to leave once the machine has ended.
@@ -199,15 +206,15 @@ pub fn run(
     register_signal_handler(kick, interrupt).map_err(Error::Signal)?;
 
     let buses = Arc::new((ports, mmio));
-    let Stopped { stop, receiver } = stopped;
+    let Stopped { stop, gdb, receiver } = stopped;
     let mut threads = Vec::new();
     for vcpu in vcpus {
         let id = vcpu.id();
-        let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
+        let (buses, its_stop, gdb) = (Arc::clone(&buses), stop.clone(), gdb.clone());
         let mut vcpu = vcpu;
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
-            if let Err(error) = run_one(&mut vcpu, &buses.0, &buses.1, &its_stop) {
+            if let Err(error) = run_one(&mut vcpu, &buses.0, &buses.1, &its_stop, &gdb) {
                 its_stop.send(Err(error.into()));
             }
             finish(vcpu, &buses.0, &buses.1).ok()
@@ -228,6 +235,7 @@ pub fn run(
     // `stop` itself is a sender, so the channel is never disconnected.
     let ending = ending.unwrap_or(Ok(Ending::TimedOut));
     stop.asked.store(true, Ordering::Release);
+    gdb.release();
 
     let mut vcpus = Vec::new();
     let deadline = Instant::now() + PATIENCE;
@@ -269,13 +277,30 @@ impl Drop for ReportPanic {
 extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// One vCPU's loop.
-fn run_one(vcpu: &mut Vcpu, ports: &Bus, mmio: &Bus, stop: &Stop) -> Result<(), vcpu::Error> {
+fn run_one(
+    vcpu: &mut Vcpu,
+    ports: &Bus,
+    mmio: &Bus,
+    stop: &Stop,
+    gdb: &Gdb,
+) -> Result<(), vcpu::Error> {
     while !stop.asked() {
-        if let Some(cause) = answer(&mut vcpu.run()?, ports, mmio) {
+        gdb.before_run(vcpu)?;
+        if stop.asked() {
+            break;
+        }
+        let cause = match &mut vcpu.run()? {
+            // `before_run` tells gdb of it.
+            Exit::Debug(_) if gdb.is_on() => None,
+            exit => answer(exit, ports, mmio),
+        };
+        if let Some(cause) = cause {
             let rip = vcpu.regs().map_or(0, |regs| regs.rip);
+            gdb.leave(vcpu);
             stop.now(Ending::Crashed(Crash { vcpu: vcpu.id(), rip, cause }));
         }
     }
+    gdb.leave(vcpu);
     Ok(())
 }
 

@@ -185,6 +185,19 @@ pub trait Watcher: Send + fmt::Debug {
     fn end(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), Error>;
 }
 
+/// Where a guest stands while it doesn't run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Standing {
+    /// Between two instructions: its registers are whole.
+    Between,
+    /// In an instruction that accesses a device: KVM finishes it at the next `KVM_RUN`.
+    Within,
+    /// Between two instructions, because of a single step or a breakpoint.
+    Debug(kvm_debug_exit_arch),
+    /// Where it cannot go on from.
+    Dead,
+}
+
 /// A virtual CPU. It keeps its VM, and so the memory that the guest runs in, alive.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -193,6 +206,7 @@ pub struct Vcpu {
     vm: Arc<Vm>,
     id: u8,
     last_exits: LastExits,
+    standing: Standing,
     /// Whether KVM leaves RIP in `struct kvm_run`.
     tells_rip: bool,
     watcher: Option<Box<dyn Watcher>>,
@@ -220,8 +234,8 @@ impl Vcpu {
         if tells_rip {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
-        let (vm, last_exits) = (Arc::clone(vm), LastExits::default());
-        Ok(Self { fd, vm, id, last_exits, tells_rip, watcher: None })
+        let (vm, last_exits, standing) = (Arc::clone(vm), LastExits::default(), Standing::Between);
+        Ok(Self { fd, vm, id, last_exits, standing, tells_rip, watcher: None })
     }
     // ANCHOR_END: new
 
@@ -233,6 +247,11 @@ impl Vcpu {
     /// The VM that it belongs to.
     pub fn vm(&self) -> &Arc<Vm> {
         &self.vm
+    }
+
+    /// Where the guest stands since [`run`](Self::run) came back.
+    pub fn standing(&self) -> Standing {
+        self.standing
     }
 
     /// Its last exits.
@@ -335,9 +354,12 @@ impl Vcpu {
     /// now; when it emulates one (on AMD a `mov` to or from CR0, for instance), the flag is lost with it.
     pub fn set_single_step(&self, on: bool) -> Result<(), Error> {
         let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
-        self.fd
-            .set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
-            .map_err(|source| self.failed("KVM_SET_GUEST_DEBUG", source))
+        self.set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
+    }
+
+    /// The same in all its generality: single step, software and hardware breakpoints.
+    pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<(), Error> {
+        self.fd.set_guest_debug(debug).map_err(|source| self.failed("KVM_SET_GUEST_DEBUG", source))
     }
     // ANCHOR_END: single_step
 
@@ -360,6 +382,7 @@ impl Vcpu {
         let exit = match self.fd.run() {
             Ok(exit) => exit,
             Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+                self.standing = Standing::Between;
                 if let Some(watcher) = &mut self.watcher {
                     watcher.after_run(&LastExit::of(KVM_EXIT_INTR));
                 }
@@ -373,9 +396,21 @@ impl Vcpu {
             KVM_EXIT_DEBUG | KVM_EXIT_INTR => 0,
             _ => self.last_exits.push(seen),
         };
+        self.standing = match &exit {
+            VcpuExit::Debug(what) => Standing::Debug(*what),
+            VcpuExit::IoOut(..)
+            | VcpuExit::IoIn(..)
+            | VcpuExit::MmioRead(..)
+            | VcpuExit::MmioWrite(..) => Standing::Within,
+            VcpuExit::Shutdown | VcpuExit::FailEntry(..) | VcpuExit::InternalError => {
+                Standing::Dead
+            }
+            _ => Standing::Between,
+        };
         if let Some(watcher) = &mut self.watcher
             && watcher.after_run(&LastExit { number, ..seen })
         {
+            self.standing = Standing::Between;
             return Ok(Exit::Interrupted);
         }
         Ok(match exit {

@@ -13,6 +13,7 @@
 //! killed, and what it printed until then is shown in the same way.
 
 mod dialogue;
+mod gdb;
 mod printed;
 
 use std::ffi::{OsStr, OsString};
@@ -83,7 +84,12 @@ impl Program {
 
     /// Runs it to its end. Panics, with all that it printed, if it does not end in time; then it is killed.
     #[track_caller]
-    pub fn run(mut self) -> Ran {
+    pub fn run(self) -> Ran {
+        self.start().finish()
+    }
+
+    #[track_caller]
+    fn start(mut self) -> Running {
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let unread = self.unread.then(|| io::pipe().expect("a pipe"));
         if let Some((_, writer)) = &unread {
@@ -101,24 +107,7 @@ impl Program {
         // In a thread of its own: a program may print more than a pipe holds before it reads. One that
         // ends without having read everything is no failure.
         thread::spawn(move || stdin.write_all(&input));
-
-        let deadline = started + self.patience;
-        let status = wait(&mut child, deadline);
-        // What the program left running keeps its pipes open: it is waited for, but not for ever.
-        while !(stdout.ended() && stderr.ended()) && Instant::now() < deadline {
-            thread::sleep(TICK);
-        }
-        let ran = Ran {
-            command: described(&self.command),
-            status,
-            stdout: stdout.bytes(),
-            stderr: stderr.bytes(),
-            took: started.elapsed(),
-        };
-        if status.is_none() {
-            ran.fail(&format!("did not end within {:?} and was killed", self.patience));
-        }
-        ran
+        Running { program: self, child, stdout, stderr, started, _unread: unread }
     }
 
     /// Makes a shell start it with its outputs redirected, as in `> /dev/full`.
@@ -166,6 +155,42 @@ impl Program {
             Ok(child) => child,
             Err(error) => panic!("{}: {error}", described(&self.command)),
         }
+    }
+}
+
+/// A program that has been started.
+struct Running {
+    program: Program,
+    child: Child,
+    stdout: Collected,
+    stderr: Collected,
+    started: Instant,
+    /// Both ends of the pipe that nobody reads.
+    _unread: Option<(io::PipeReader, io::PipeWriter)>,
+}
+
+impl Running {
+    /// Waits for its end, as [`Program::run`] says.
+    #[track_caller]
+    fn finish(mut self) -> Ran {
+        let patience = self.program.patience;
+        let deadline = self.started + patience;
+        let status = wait(&mut self.child, deadline);
+        // What the program left running keeps its pipes open: it is waited for, but not for ever.
+        while !(self.stdout.ended() && self.stderr.ended()) && Instant::now() < deadline {
+            thread::sleep(TICK);
+        }
+        let ran = Ran {
+            command: described(&self.program.command),
+            status,
+            stdout: self.stdout.bytes(),
+            stderr: self.stderr.bytes(),
+            took: self.started.elapsed(),
+        };
+        if status.is_none() {
+            ran.fail(&format!("did not end within {patience:?} and was killed"));
+        }
+        ran
     }
 }
 

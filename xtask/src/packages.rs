@@ -22,6 +22,8 @@ pub const TOOLS: &[Tool] = &[
         pacman: "qemu-system-x86",
         zypper: "qemu-x86",
     },
+    // Debian's small one has all that a guest wants of it.
+    Tool { command: "gdb", apt: "gdb-minimal", dnf: "gdb", pacman: "gdb", zypper: "gdb" },
 ];
 
 /// The commands that only the tests need: the guests' network is measured, and lies behind a NAT.

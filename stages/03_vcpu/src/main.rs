@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use cli::{Ended, println, trace};
+use cli::{Ended, gdb, println, trace};
+use common::gdb::TRAP_PORT;
 use common::layout::PROGRAM;
 use common::memory::Vm;
 use common::regs::Registers;
@@ -33,18 +34,22 @@ const SQUARE: GuestAddress = GuestAddress(0x2012);
 #[command(after_help = "\
 Try: 03_vcpu                      the reset state, a program, what it changed
      03_vcpu --step               each instruction, disassembled, and its effect
-     03_vcpu triple-fault --step  the last instructions of a dying machine")]
+     03_vcpu triple-fault --step  the last instructions of a dying machine
+     03_vcpu --gdb                the same program under gdb")]
 struct Args {
     /// The guest: each ends in a way of its own
     #[arg(value_enum, default_value_t = Guest::Walk)]
     guest: Guest,
 
     /// Stop after every instruction and print it, with what it changed
-    #[arg(long)]
+    #[arg(long, conflicts_with = "gdb")]
     step: bool,
 
     #[command(flatten)]
     trace: trace::Flags,
+
+    #[command(flatten)]
+    gdb: gdb::Flags,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -99,9 +104,15 @@ fn run(args: Args) -> Result<Ended> {
     // ANCHOR: loop
     // The run loop. Only `break` ends it: with the exit's name, how it came about, and whether that is well.
     let mut now = Moment::of(&vcpu, RAM)?;
+    let gdb = args.gdb.start(1, None, gdb::exit)?;
     let (exit, story, ended) = loop {
-        vcpu.set_single_step(args.step)?;
+        gdb.before_run(&mut vcpu)?;
+        if args.step {
+            vcpu.set_single_step(true)?;
+        }
         match vcpu.run()? {
+            // A step or a breakpoint: gdb is told before the next KVM_RUN.
+            Exit::Debug(_) | Exit::IoOut { port: TRAP_PORT, .. } if gdb.is_on() => {}
             Exit::Debug(_) => {
                 let after = Moment::of(&vcpu, RAM)?;
                 println!("{}", now.step_to(&after));
@@ -136,6 +147,7 @@ fn run(args: Args) -> Result<Ended> {
         }
     };
     // ANCHOR_END: loop
+    gdb.leave(&vcpu);
     vcpu.end_watch()?;
     if args.step && ended != Ended::Well {
         println!("{now:45} ; was never finished");

@@ -1,5 +1,7 @@
 //! Milestone 3: a vCPU runs a program, and each way in which a VM ends is seen.
 
+mod gdb;
+
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use cli::{Ended, trace};
+use cli::{Ended, gdb, trace};
 use common::bus::{Bus, shared};
+use common::gdb::Gdb;
 use common::hypercall::{self, DebugExit, ExitCode, Hypercall};
 use common::layout::PROGRAM;
 use common::memory::Vm;
@@ -40,6 +41,7 @@ Programs:
 Try: 04_pio                                  hello
      echo some text | 04_pio upper           stdin reaches the guest
      04_pio counter primes fibonacci matrix  four vCPUs in one machine
+     04_pio --gdb primes fibonacci           two threads in gdb
      04_pio --timeout 5 ./mine.bin           flat 16-bit code, started at 0x1000",
     programs::list("  ")))]
 struct Args {
@@ -52,11 +54,14 @@ struct Args {
     list: bool,
 
     /// End with exit code 4 if the guests have not ended after SECS seconds
-    #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds, conflicts_with = "gdb")]
     timeout: Option<Duration>,
 
     #[command(flatten)]
     trace: trace::Flags,
+
+    #[command(flatten)]
+    gdb: gdb::Flags,
 }
 
 fn main() -> ProcessExit {
@@ -80,6 +85,7 @@ fn run(args: Args) -> Result<Ended> {
     let vm = Vm::with_ram(&kvm, WINDOW * (count.max(16) as u64 + 1))?;
     let watch = args.trace.start(&vm)?;
     let teletypes = output::teletypes(count)?;
+    let gdb = args.gdb.start(count, None, gdb::exit)?;
     let (report, reports) = mpsc::channel();
     for ((id, program), tty) in (0..=u8::MAX).zip(&programs).zip(&teletypes) {
         // The same code runs in each window: its addresses count from the start of its segments.
@@ -101,9 +107,10 @@ fn run(args: Args) -> Result<Ended> {
         vcpu.set_supported_cpuid(&kvm)?;
         vcpu.start_real_mode_in(window, PROGRAM)?;
         watch.follow(&mut vcpu, &Devices::of(&ports, &Bus::new()))?;
-        let (report, tty) = (report.clone(), Arc::clone(tty));
+        let (report, tty, gdb) = (report.clone(), Arc::clone(tty), gdb.clone());
         thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-            let ran = run_vcpu(&mut vcpu, &ports, &exit);
+            let ran = run_vcpu(&mut vcpu, &ports, &exit, &gdb);
+            gdb.leave(&vcpu);
             let ran = ran.and_then(|ran| vcpu.end_watch().map(|()| ran));
             // Nobody listens any more when the time given is over.
             let _ = report.send((usize::from(id), ran, tty.flush()));
@@ -118,9 +125,10 @@ fn run(args: Args) -> Result<Ended> {
 
 // ANCHOR: loop
 /// The run loop of one vCPU.
-fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode) -> Result<Ran, vcpu::Error> {
+fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode, gdb: &Gdb) -> Result<Ran, vcpu::Error> {
     let mut ran = Ran { outs: 0, ins: 0, bytes: 0, ending: Ending::Halted };
     let crash = loop {
+        gdb.before_run(vcpu)?;
         match vcpu.run()? {
             Exit::IoOut { port, size, data } => {
                 ran.outs += 1;
@@ -138,7 +146,8 @@ fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode) -> Result<Ran, vcpu::
                 ports.read_each(port.into(), size, data);
             }
             Exit::Hlt => return Ok(ran),
-            Exit::Interrupted => {}
+            // A signal, or a step under gdb.
+            Exit::Interrupted | Exit::Debug(_) => {}
             // A triple fault, memory where none is, a state that KVM cannot go on from.
             other => break other.to_string(),
         }

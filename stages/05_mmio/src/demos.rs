@@ -5,9 +5,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use cli::{Ended, eprintln, trace};
+use cli::{Ended, eprintln, gdb, trace};
 use common::file;
 use common::layout::{PROGRAM, VGA_HOLE};
 
@@ -55,6 +55,7 @@ Try: 05_mmio                       all demos in turn
      05_mmio --trace=doorbell,irq doorbell
                                    what driver and device say to each other
      05_mmio --stats screen        how often the guest exited, and how long that took
+     05_mmio --gdb doorbell        driver and interrupt handler under gdb
      05_mmio --timeout 5 ./my.bin  flat 16-bit code, started at 0x1000",
     list("  ")))]
 pub struct Args {
@@ -67,11 +68,14 @@ pub struct Args {
     list: bool,
 
     /// End with exit code 4 if a guest has not ended after SECS seconds
-    #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds, conflicts_with = "gdb")]
     pub timeout: Option<Duration>,
 
     #[command(flatten)]
     trace: trace::Flags,
+
+    #[command(flatten)]
+    pub gdb: gdb::Flags,
 }
 
 /// The demos, one a line.
@@ -134,6 +138,10 @@ pub fn run(args: &Args) -> Result<Ended> {
     if names.is_empty() {
         names = DEMOS.iter().map(|(name, ..)| name.into()).collect();
     }
+    ensure!(
+        !args.gdb.is_wanted() || matches!(names.as_slice(), [name] if name != Path::new(COMPARE)),
+        "--gdb is for one machine: name one demo, and not {COMPARE}, which runs several"
+    );
     // All of them are looked for before the first one runs.
     let guests: Vec<_> =
         names.iter().map(|name| Guest::find(name, &args.trace)).collect::<Result<_>>()?;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cli::screen::Viewer;
-use cli::{CannotPrint, Ended};
+use cli::{CannotPrint, Ended, gdb};
 use common::bus::{Bus, shared};
 use common::coalesced::Ring;
 use common::deadline::Deadline;
@@ -112,12 +112,14 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     regs.rcx = guest.rcx;
     vcpu.set_regs(&regs)?;
 
+    let gdb = args.gdb.start(1, None, gdb::exit)?;
     watch.follow(&mut vcpu, &Devices::of(&ports, &bus))?;
     let viewer = Viewer::start(&screen, !guest.trace.is_wanted());
     let deadline = Deadline::new(args.timeout)?;
     let mut exits = BTreeMap::new();
     let start = Instant::now();
     let ended = loop {
+        gdb.before_run(&mut vcpu)?;
         // ANCHOR: exits
         let back = vcpu.run()?;
         // What KVM has collected was written before this.
@@ -142,6 +144,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
             }
             Exit::Interrupted if deadline.passed() => break Ended::TimedOut,
             Exit::Interrupted => "a signal",
+            Exit::Debug(_) => "gdb",
             crash => {
                 cli::eprintln!("error: the guest crashed: {crash}");
                 break Ended::GuestCrashed;
@@ -150,6 +153,7 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
         *exits.entry(reason).or_default() += 1;
     };
     let time = start.elapsed();
+    gdb.leave(&vcpu);
     vcpu.end_watch()?;
     tty.flush().and_then(|()| viewer.finish()).map_err(CannotPrint)?;
 

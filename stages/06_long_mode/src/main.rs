@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use cli::console::{self, Console};
-use cli::{Ended, trace};
+use cli::{Ended, gdb, trace};
 use common::bus::{self, Bus, shared};
 use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
@@ -36,6 +36,7 @@ Try: 06_long_mode                           the kernel's shell; Ctrl-D ends it
      06_long_mode --enter climb             the same, climbing from real mode
      06_long_mode climb                     each mode on the way, its registers
      echo 'calc 6*7' | 06_long_mode         commands from a pipe
+     06_long_mode climb --gdb               the same climb under gdb
      06_long_mode --exit-when '> ' --stats  how many exits a boot costs
 
 The machine: 1 vCPU, interrupt controllers (PICs) and timer (PIT) in KVM, a
@@ -63,6 +64,9 @@ struct Args {
 
     #[command(flatten)]
     trace: trace::Flags,
+
+    #[command(flatten)]
+    gdb: gdb::Flags,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -126,6 +130,7 @@ fn machine(args: Args) -> Result<Ended> {
 
     // What the guest finds at its ports: a console, and a way to end.
     let (stop, stopped) = run::stop();
+    let gdb = args.gdb.start(1, args.kernel.as_deref(), gdb::stopping(&stop))?;
     let console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, console.screen()));
     let mut ports = Bus::new();
@@ -136,7 +141,7 @@ fn machine(args: Args) -> Result<Ended> {
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (mmio, limit) = (Bus::new(), args.console.timeout);
     watch.follow(&mut vcpu, &Devices::of(&ports, &mmio))?;
-    let Ran { ending, .. } = run::run(vec![vcpu], ports, mmio, stopped, limit)?;
+    let Ran { ending, .. } = run::run(vec![vcpu], ports, mmio, stopped.under(gdb), limit)?;
     let ended = console.finish(&ending);
     watch.finish()?;
     // ANCHOR_END: machine

@@ -1,6 +1,7 @@
 //! Milestone 6: a guest climbs to long mode, takes exceptions and interrupts, enters ring 3, and a
 //! Rust kernel runs a shell there.
 
+mod gdb;
 mod trace;
 
 use std::fs;

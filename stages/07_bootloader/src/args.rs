@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use cli::console::{self, Console};
-use cli::trace;
+use cli::{gdb, trace};
 use common::cmos::BootFirst;
 use common::ide::Drive;
 use common::smp::MAX_CPUS;
@@ -109,6 +109,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub trace: trace::Flags,
+
+    #[command(flatten)]
+    pub gdb: gdb::Flags,
 }
 
 /// Which drives the BIOS tries first.
@@ -156,9 +159,11 @@ impl Args {
 
     /// Refuses what would write into the text screen's picture.
     pub fn check_beside_picture(&self) -> Result<()> {
-        for (wanted, option) in
-            [(self.trace.is_wanted(), "--trace"), (self.firmware_log, "--firmware-log")]
-        {
+        for (wanted, option) in [
+            (self.trace.is_wanted(), "--trace"),
+            (self.gdb.is_wanted(), "--gdb"),
+            (self.firmware_log, "--firmware-log"),
+        ] {
             if wanted {
                 console::check_beside_picture(option)?;
             }

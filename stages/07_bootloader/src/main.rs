@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use args::{Args, Display};
 use cli::console::Console;
-use cli::{Ended, keys};
+use cli::{Ended, gdb, keys};
 use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::firmware::{self, LOG_PORT, Log, POST_PORT, PostCode};
@@ -54,6 +54,7 @@ fn machine(args: Args) -> Result<Ended> {
 
     // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disks.
     let (stop, stopped) = run::stop();
+    let gdb = args.gdb.start(vcpus.len(), args.kernel.as_deref(), gdb::stopping(&stop))?;
     let mut console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, args.serial(&console)?));
     let vga = shared(Vga::default());
@@ -94,7 +95,7 @@ fn machine(args: Args) -> Result<Ended> {
     }
     let (mmio, limit) = (Bus::new(), args.console.timeout);
     watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
-    let Ran { ending, .. } = run::run(vcpus, ports, mmio, stopped, limit)?;
+    let Ran { ending, .. } = run::run(vcpus, ports, mmio, stopped.under(gdb), limit)?;
     let ended = console.finish(&ending);
     watch.finish()?;
     if args.kernel.is_none() && matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {

@@ -3,6 +3,7 @@
 mod bios;
 mod disks;
 mod display;
+mod gdb;
 mod grub;
 mod loader;
 mod machine;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
-use cli::{cache, config, console, manual, size, trace};
+use cli::{cache, config, console, gdb, manual, size, trace};
 use common::linux::{self, Cache, Way};
 use common::memory::Pages;
 use common::smp::MAX_CPUS;
@@ -30,6 +30,7 @@ Try: 08_boot_linux                              Debian's kernel, a shell
      08_boot_linux --kernel /boot/vmlinuz-6.1   a kernel of yours
      08_boot_linux --disk a.img --disk b.img,ro disks: /dev/vda and /dev/vdb
      08_boot_linux --net user --append ip=dhcp  a network, without root
+     08_boot_linux --kernel small --gdb         the kernel under gdb, from its entry
      echo 'cat /proc/meminfo' | 08_boot_linux   commands from a pipe
      08_boot_linux --cpus 2 --print-config > vm.toml
      08_boot_linux --config vm.toml             the same machine from a file
@@ -108,6 +109,9 @@ pub struct Args {
     #[command(flatten)]
     pub trace: trace::Flags,
 
+    #[command(flatten)]
+    pub gdb: gdb::Flags,
+
     /// Say on stderr what is found in the kernel and done with it
     #[arg(short, long, help_heading = "Debugging")]
     verbose: bool,
@@ -135,6 +139,15 @@ enum Entry {
 }
 
 impl Args {
+    /// The file that gdb may want for the symbols of the kernel that was named.
+    pub fn symbols(&self) -> Option<PathBuf> {
+        let kernel = self.kernel.as_deref()?;
+        match kernel.as_os_str() == "small" {
+            true => Some(cache::small_kernel().with_file_name("vmlinux")),
+            false => Some(kernel.into()),
+        }
+    }
+
     /// The kernel and the initrd: the ones that were named, else the default ones.
     pub fn files(&self) -> Result<(PathBuf, Option<PathBuf>)> {
         let named_or = |named: &Option<PathBuf>, default: PathBuf, option| match named {

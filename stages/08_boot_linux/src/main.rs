@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use args::Args;
-use cli::Ended;
 use cli::console::{Console, Screen};
+use cli::{Ended, gdb};
 use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::i8042::{self, I8042};
@@ -51,6 +51,7 @@ fn machine(args: Args) -> Result<Ended> {
 
     // The terminal from which we were started becomes the guest's.
     let (stop, stopped) = run::stop();
+    let gdb = args.gdb.start(vcpus.len(), args.symbols().as_deref(), gdb::stopping(&stop))?;
     let console = Console::open(&args.console, stop.clone())?;
     let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
     let hvc = options.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
@@ -96,7 +97,7 @@ fn machine(args: Args) -> Result<Ended> {
     }
     watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
     let (count, limit) = (vcpus.len(), args.console.timeout);
-    let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped, limit)?;
+    let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped.under(gdb), limit)?;
     drop(workers);
     if let (Ending::Saved, Some(folder)) = (&ending, &args.snapshot_to) {
         let (kept, options) = (kept.keep()?, options.to_keep()?);

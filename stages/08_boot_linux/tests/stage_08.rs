@@ -5,6 +5,7 @@
 mod blk;
 mod command_line;
 mod devices;
+mod gdb;
 mod machine;
 mod net;
 mod root_disk;

@@ -1,0 +1,99 @@
+//! A real-mode program under a real gdb.
+
+use testkit::{PATIENCE, Program};
+
+fn vcpu() -> Program {
+    Program::new(env!("CARGO_BIN_EXE_03_vcpu"))
+}
+
+#[test]
+fn gdb_steps_and_stops_a_real_mode_program() {
+    let (ran, gdb) = vcpu().under_gdb(&[
+        // The first instruction, with 16-bit code and 32-bit registers.
+        "x/2i $pc",
+        "p $cr0",
+        "stepi",
+        "stepi",
+        "info threads",
+        // A breakpoint, hidden in what gdb reads.
+        "break *0x1019",
+        "continue",
+        "x/i $pc",
+        "p $cx",
+        "delete",
+        "hbreak *0x1020",
+        "continue",
+        // Before the square is written, and behind that.
+        "watch *(int*)0x2012",
+        "continue",
+        "p $pc",
+        "p *(int*)0x2012",
+        "delete",
+        // What gdb writes is what the guest has.
+        "set var *(int*)0x2012 = 77",
+        "set var $ebx = 0x12345678",
+        "monitor regs",
+        "monitor code 0x1019 1",
+        "monitor pagewalk 0x1000",
+        "monitor stops",
+        "monitor nonsense",
+        "detach",
+    ]);
+    gdb.ended(0)
+        .stdout_has("=> 0x1000:\txor    %eax,%eax\n   0x1003:\tcpuid")
+        .stdout_has("= [ ET NW CD ]")
+        .stdout_has("0x00001005 in ??")
+        .stdout_has("Thread 1.1 (vCPU 0: real mode)")
+        .stdout_has("Breakpoint 1, 0x00001019 in ??")
+        .stdout_has("=> 0x1019:\tadd    %cx,%ax")
+        .stdout_has("$2 = 10")
+        .stdout_has("Breakpoint 2, 0x00001020 in ??")
+        .stdout_has("Old value = 0\nNew value = 3025")
+        .stdout_has("(void (*)()) 0x1027")
+        .stdout_has("= 3025\n")
+        // gdb shows on stderr what a monitor command answers.
+        .stderr_has("ebx 12345678")
+        .stderr_has("   0x1019: add ax,cx")
+        .stderr_has("guest-physical 0x1000")
+        .stderr_has("hbreak: ")
+        .stderr_has("there is no `nonsense`");
+    ran.ended(0)
+        .stderr_has("gdb has detached: the guest goes on")
+        .stdout_has("= 55, squared 77")
+        .stdout_has("KVM_EXIT_HLT");
+}
+
+#[test]
+fn gdb_sees_a_guest_that_cannot_go_on_and_its_end() {
+    let (ran, gdb) = vcpu().args(["triple-fault"]).under_gdb(&[
+        "continue",
+        "monitor exits",
+        "continue",
+        "info threads",
+    ]);
+    gdb.ended(0)
+        .stdout_has("received signal SIGSEGV")
+        .stderr_has("KVM_EXIT_SHUTDOWN")
+        .stdout_has("Program terminated with signal SIGABRT")
+        .stdout_has("No threads.");
+    ran.ended(1).stdout_has("KVM_EXIT_SHUTDOWN");
+}
+
+#[test]
+fn gdb_that_kills_ends_the_program() {
+    let (ran, gdb) = vcpu().under_gdb(&["kill"]);
+    gdb.ended(0);
+    ran.ended(0).stderr_has("gdb has killed the machine");
+    assert!(ran.took < PATIENCE);
+}
+
+#[test]
+fn addresses_that_cannot_be_listened_on_are_refused() {
+    vcpu().args(["--gdb=x"]).run().refused(2, "expected PORT, HOST:PORT or unix:PATH");
+    vcpu().args(["--gdb", "--step"]).run().refused(2, "cannot be used with");
+    vcpu()
+        .args(["--gdb=192.0.2.1:1234"])
+        .run()
+        .ended(2)
+        .stderr_has("cannot listen on 192.0.2.1:1234 for gdb");
+}

@@ -1,0 +1,43 @@
+//! gdb follows the Rust kernel from real mode to its own code.
+
+use super::*;
+
+#[test]
+fn gdb_goes_from_16_to_64_bit_code_with_the_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = dir.path().join("kernel.elf");
+    fs::write(&kernel, guests::KERNEL).unwrap();
+    let symbols = format!("symbol-file {}", kernel.display());
+    let (ran, gdb) = stage_06().args(["--enter", "climb"]).under_gdb(&[
+        "p $pc",
+        "hbreak *0x100000",
+        "continue",
+        // gdb takes it for 16-bit code until it is told to look again.
+        "unset tdesc filename",
+        &symbols,
+        "info symbol $pc",
+        "p $efer",
+        "monitor cr",
+        "monitor pagewalk 0x100000",
+        "monitor gdt",
+        "delete",
+        // By name, with the kernel's own tables in force.
+        "hbreak interrupt_common",
+        "continue",
+        "p $rsp",
+        "stepi",
+        "info registers rip",
+        "kill",
+    ]);
+    gdb.ended(0)
+        .stdout_has("$1 = (void (*)()) 0x1000")
+        .stdout_has("Breakpoint 1, ")
+        .stdout_has("_start in section .text")
+        .stdout_has("[ LME LMA ]")
+        .stdout_has("in interrupt_common ()");
+    gdb.stderr_has("vCPU 0 is in 64-bit code, and gdb shows it as 16-bit: `unset tdesc filename`")
+        .stderr_has("long mode, 4-level paging")
+        .stderr_has("-> guest-physical 0x100000, a page of ")
+        .stderr_has("code rx, 64-bit, ring 0");
+    ran.ended(0).stderr_has("gdb has killed the machine");
+}

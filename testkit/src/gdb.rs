@@ -1,0 +1,39 @@
+//! A program that waits for gdb, and a scripted gdb.
+
+use std::thread;
+use std::time::Instant;
+
+use crate::{Program, Ran, TICK};
+
+/// What stands before the port in the line that says how to attach.
+const PLACE: &str = "target remote :";
+
+impl Program {
+    /// Runs it with `--gdb`, and gdb with these commands once it waits, until both have ended. The program is the first
+    /// of the two.
+    #[track_caller]
+    pub fn under_gdb(mut self, commands: &[&str]) -> (Ran, Ran) {
+        // A port that is free, so that tests can run side by side.
+        self.command.arg("--gdb=0");
+        let patience = self.patience;
+        let running = self.start();
+        let deadline = Instant::now() + patience;
+        let port = loop {
+            let said = String::from_utf8_lossy(&running.stderr.bytes()).into_owned();
+            let port = said
+                .split_once(PLACE)
+                .and_then(|(_, rest)| Some(rest.split_once('\'')?.0.to_owned()));
+            if port.is_some() || running.stderr.ended() || Instant::now() > deadline {
+                break port;
+            }
+            thread::sleep(TICK);
+        };
+        let Some(port) = port else { running.finish().fail("it did not wait for gdb") };
+        let attach = format!("target remote :{port}");
+        let gdb =
+            Self::new("gdb").args(["-nx", "-batch", "-ex", "set pagination off", "-ex", &attach]);
+        let gdb = commands.iter().fold(gdb, |gdb, command| gdb.args(["-ex", command]));
+        let gdb = gdb.patience(patience).run();
+        (running.finish(), gdb)
+    }
+}
