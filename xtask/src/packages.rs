@@ -26,7 +26,8 @@ pub const TOOLS: &[Tool] = &[
     Tool { command: "gdb", apt: "gdb-minimal", dnf: "gdb", pacman: "gdb", zypper: "gdb" },
 ];
 
-/// The commands that only the tests need: the guests' network is measured, and lies behind a NAT.
+/// The commands that only the tests need: the guests' network is measured, and lies behind a NAT or is passt; their disks
+/// are made and checked by the tools of others.
 pub const TEST_TOOLS: &[Tool] = &[
     Tool { command: "iperf3", apt: "iperf3", dnf: "iperf3", pacman: "iperf3", zypper: "iperf" },
     Tool {
@@ -35,6 +36,21 @@ pub const TEST_TOOLS: &[Tool] = &[
         dnf: "nftables",
         pacman: "nftables",
         zypper: "nftables",
+    },
+    Tool { command: "passt", apt: "passt", dnf: "passt", pacman: "passt", zypper: "passt" },
+    Tool {
+        command: "qemu-img",
+        apt: "qemu-utils",
+        dnf: "qemu-img",
+        pacman: "qemu-img",
+        zypper: "qemu-tools",
+    },
+    Tool {
+        command: "mke2fs",
+        apt: "e2fsprogs",
+        dnf: "e2fsprogs",
+        pacman: "e2fsprogs",
+        zypper: "e2fsprogs",
     },
 ];
 
