@@ -42,12 +42,12 @@ fn caption(all: &Row, ran: Duration, left_out: usize) -> String {
     caption
 }
 
-/// The powers of ten, in microseconds, between which all medians and percentiles are.
+/// The powers of ten, in microseconds, between which all medians and percentiles are. Never an empty range, along
+/// which the axis would look for its first label for ever.
 fn span(rows: &[Row]) -> Range<f64> {
-    let times = rows.iter().flat_map(|row| [row.median, row.late]).map(micros);
-    let (least, most) =
-        times.fold((f64::MAX, 0.0), |(least, most), time| (time.min(least), time.max(most)));
-    let least = least.min(most);
+    let times = || rows.iter().flat_map(|row| [row.median, row.late]).map(micros);
+    let least = times().reduce(f64::min).unwrap_or(1.0);
+    let most = times().reduce(f64::max).unwrap_or(1.0);
     // A little more to the left, or the first power has no label.
     0.99 * 10_f64.powf(least.log10().floor())..10_f64.powf((most * 1.001).log10().ceil())
 }
@@ -166,5 +166,6 @@ mod tests {
         near(span(&[row(0, "a", 1, 2_000)]), 1.0, 100.0);
         near(span(&[row(0, "a", 1, 50)]), 0.01, 10.0);
         near(span(&[row(0, "a", 1, 0)]), 0.001, 0.01);
+        near(span(&[]), 1.0, 10.0);
     }
 }
