@@ -1,5 +1,6 @@
 //! Milestone 4: programs talk through ports, alone and several at once.
 
+mod gdb;
 mod trace;
 
 use std::collections::BTreeMap;
