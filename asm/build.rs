@@ -1,4 +1,4 @@
-//! Assembles every `.asm` file under `real/`, `long/`, `boot/`, `bios/`, `probes/` and `linux/` into a
+//! Assembles every `.asm` file under the [`FOLDERS`] into a
 //! flat binary and writes one constant for each: `real/hello.asm` becomes `asm::real::HELLO`.
 
 use std::fmt::Write;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Folders of guests; each becomes a module of the crate.
-const FOLDERS: &[&str] = &["real", "long", "boot", "bios", "probes", "linux"];
+const FOLDERS: &[&str] = &["real", "long", "boot", "bios", "probes", "linux", "mistakes"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=NASM");

@@ -3,6 +3,8 @@
 //! `common` is the virtual machine and knows no terminal; this crate is where a program meets a
 //! person. stdout belongs to the guest, stderr to the program.
 
+#[cfg(feature = "stage03")]
+pub mod autopsy;
 pub mod cache;
 #[cfg(feature = "stage08")]
 pub mod config;

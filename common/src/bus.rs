@@ -180,6 +180,11 @@ impl Bus {
     // ANCHOR: find
     /// The device that has all of an access: one that reaches past its end belongs to nobody, as on a
     /// bus that decodes addresses.
+    /// The name of the device at `addr`.
+    pub fn name(&self, addr: u64) -> Option<&'static str> {
+        self.find(addr, 1).map(|entry| entry.name)
+    }
+
     fn find(&self, addr: u64, len: usize) -> Option<&Entry> {
         let at = self.entries.partition_point(|entry| entry.range.start <= addr).checked_sub(1)?;
         let entry = &self.entries[at];

@@ -27,7 +27,7 @@ pub enum Error {
     #[error("cannot install the signal handler that calls a vCPU back: {0}")]
     Handler(vmm_sys_util::errno::Error),
     /// No thread could be started.
-    #[error("cannot start a thread for --timeout: {0}")]
+    #[error("cannot start the thread that calls a vCPU back: {0}")]
     Thread(#[from] io::Error),
 }
 
@@ -75,11 +75,41 @@ impl Deadline {
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        if let Some((done, thread)) = self.waiter.take() {
-            drop(done);
-            // It has nothing to tell: it ends as soon as it sees the channel closed.
-            let _ = thread.join();
-        }
+        end(self.waiter.take());
+    }
+}
+
+/// Interrupts the `KVM_RUN` of one thread again and again.
+#[derive(Debug)]
+pub struct Ticker(Option<(Sender<()>, JoinHandle<()>)>);
+
+impl Ticker {
+    /// Interrupts the calling thread's `KVM_RUN` each time that `every` has passed, until this is dropped.
+    pub fn new(every: Duration) -> Result<Self, Error> {
+        register_signal_handler(SIGRTMIN(), ignore).map_err(Error::Handler)?;
+        let vcpu = ThreadId::current();
+        let (done, dropped) = mpsc::channel();
+        let thread = thread::Builder::new().name("ticker".into()).spawn(move || {
+            while dropped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                vcpu.interrupt();
+            }
+        })?;
+        Ok(Self(Some((done, thread))))
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        end(self.0.take());
+    }
+}
+
+/// Has a waiting thread end.
+fn end(waiter: Option<(Sender<()>, JoinHandle<()>)>) {
+    if let Some((done, thread)) = waiter {
+        drop(done);
+        // It has nothing to tell: it ends as soon as it sees the channel closed.
+        let _ = thread.join();
     }
 }
 

@@ -3,7 +3,8 @@
 //! The processor finds it at CS.base + RIP, a *linear* address, which paging may map anywhere; KVM walks
 //! the guest's page tables for us (`KVM_TRANSLATE`, KVM API 4.15).
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter, Register};
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout::PAGE_SIZE;
@@ -62,6 +63,42 @@ pub(crate) fn fetch(vcpu: &Vcpu, linear: u64, len: usize) -> Vec<u8> {
         code.extend_from_slice(part);
     }
     code
+}
+
+/// What an address is made of: a general register's value, or a segment's base.
+pub(crate) fn register(register: Register, regs: &kvm_regs, sregs: &kvm_sregs, bits: u32) -> u64 {
+    let full = match register.full_register() {
+        Register::RAX => regs.rax,
+        Register::RBX => regs.rbx,
+        Register::RCX => regs.rcx,
+        Register::RDX => regs.rdx,
+        Register::RSI => regs.rsi,
+        Register::RDI => regs.rdi,
+        Register::RBP => regs.rbp,
+        Register::RSP => regs.rsp,
+        Register::R8 => regs.r8,
+        Register::R9 => regs.r9,
+        Register::R10 => regs.r10,
+        Register::R11 => regs.r11,
+        Register::R12 => regs.r12,
+        Register::R13 => regs.r13,
+        Register::R14 => regs.r14,
+        Register::R15 => regs.r15,
+        Register::FS => return sregs.fs.base,
+        Register::GS => return sregs.gs.base,
+        // 64-bit code has no other segments.
+        _ if bits == 64 => return 0,
+        Register::ES => return sregs.es.base,
+        Register::CS => return sregs.cs.base,
+        Register::SS => return sregs.ss.base,
+        Register::DS => return sregs.ds.base,
+        _ => return 0,
+    };
+    match (register, register.size()) {
+        (Register::AH | Register::BH | Register::CH | Register::DH, _) => full >> 8 & 0xFF,
+        (_, 8) => full,
+        (_, size) => full & ((1 << (size * 8)) - 1),
+    }
 }
 
 #[cfg(test)]

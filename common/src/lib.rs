@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 01 | [`kvm`], [`checkup`], [`host`] |
 //! | 02 | [`layout`], [`memory`], [`touch`] |
-//! | 03 | [`deadline`], [`descriptor`], [`disasm`], [`gdb`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`trace`], [`vcpu`] |
+//! | 03 | [`autopsy`], [`deadline`], [`descriptor`], [`disasm`], [`gdb`], [`journal`], [`last_exits`], [`page_walk`], [`regs`], [`step`], [`trace`], [`vcpu`] |
 //! | 04 | [`mod@file`], [`bus`], [`hypercall`], [`serial`], [`teletype`] |
 //! | 05 | [`text_screen`], [`scratch`], [`doorbell`], [`irqfd`], [`coalesced`], [`ioeventfd`] |
 //! | 06 | [`e820`], [`elf`], [`long_mode`], [`uart`], [`run`] |
@@ -25,6 +25,8 @@ pub mod kvm;
 
 // The check-up runs guests before stages 02 and 03 have introduced how: it uses these modules as a black
 // box, and until a stage asks for them nobody else sees them.
+#[cfg(feature = "stage03")]
+pub mod autopsy;
 #[cfg(all(feature = "stage01", not(feature = "stage03")))]
 #[allow(dead_code, reason = "the check-up uses a part of it")]
 mod deadline;
@@ -33,6 +35,11 @@ pub mod deadline;
 #[cfg(feature = "stage03")]
 pub mod disasm;
 
+#[cfg(all(feature = "stage01", not(feature = "stage03")))]
+#[allow(dead_code, reason = "the check-up uses a part of it")]
+mod journal;
+#[cfg(feature = "stage03")]
+pub mod journal;
 #[cfg(all(feature = "stage01", not(feature = "stage03")))]
 #[allow(dead_code, reason = "the check-up uses a part of it")]
 mod last_exits;

@@ -18,6 +18,7 @@
 
 mod bzimage;
 mod cache;
+mod check;
 mod payload;
 mod pvh;
 
@@ -38,6 +39,7 @@ use vm_memory::{
 
 use bzimage::BzImage;
 pub use cache::Cache;
+pub use check::check_boot_params;
 pub use payload::{Error as PayloadError, Format, unpack};
 
 use crate::error::{Blame, Blamed};

@@ -16,11 +16,15 @@ use thiserror::Error;
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+pub use crate::autopsy::Cause;
+use crate::autopsy::Watchdog;
 use crate::bus::Bus;
+use crate::deadline;
 use crate::error::{Blame, Blamed};
 use crate::gdb::Gdb;
 use crate::hypercall::End;
-use crate::vcpu::{self, Exit, InternalError, Vcpu};
+use crate::last_exits::{Request, Space};
+use crate::vcpu::{self, Exit, Vcpu};
 
 /// Why the vCPUs could not be run.
 #[derive(Debug, Error)]
@@ -42,6 +46,9 @@ pub enum Error {
     /// `KVM_RUN` itself failed.
     #[error(transparent)]
     Vcpu(#[from] vcpu::Error),
+    /// The watchdog cannot call the vCPUs back.
+    #[error(transparent)]
+    Watchdog(#[from] deadline::Error),
 }
 
 impl Blamed for Error {
@@ -51,7 +58,7 @@ impl Blamed for Error {
 }
 
 /// How a machine ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Ending {
     /// The guest turned its machine off.
     PowerOff,
@@ -72,7 +79,7 @@ pub enum Ending {
 }
 
 /// What a vCPU could not go on from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Crash {
     /// The vCPU's number.
     pub vcpu: u8,
@@ -82,41 +89,14 @@ pub struct Crash {
     pub cause: Cause,
 }
 
-/// The causes, as `KVM_RUN` reports them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// `KVM_EXIT_SHUTDOWN`.
-    TripleFault,
-    /// `KVM_EXIT_HLT` without an irqchip that could wake the vCPU.
-    Halted,
-    /// `KVM_EXIT_FAIL_ENTRY` with the hardware's reason.
-    FailEntry(u64),
-    /// `KVM_EXIT_INTERNAL_ERROR`.
-    InternalError(InternalError),
-    /// An exit that this machine has no answer to, by its number.
-    Unexpected(u32),
-}
-
 impl fmt::Display for Crash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { vcpu, rip, cause } = self;
-        match cause {
-            Cause::TripleFault => write!(
-                f,
-                "triple fault: an exception, another one while it was delivered, and a third while \
-                 that was"
-            ),
-            Cause::Halted => write!(f, "HLT, and nothing that could wake it"),
-            Cause::FailEntry(reason) => {
-                write!(f, "the processor refused the guest's state (hardware reason {reason:#x})")
-            }
-            Cause::InternalError(error) => {
-                write!(f, "{}, KVM could not go on", error.name())?;
-                error.data.iter().try_for_each(|word| write!(f, " {word:#x}"))
-            }
-            Cause::Unexpected(reason) => write!(f, "an exit nobody handles, reason {reason}"),
-        }?;
-        write!(f, " (vCPU {vcpu} at rip {rip:#x})")
+        // KVM has put the vCPU back to the reset state, or may have done so.
+        if *cause == Cause::TripleFault {
+            return write!(f, "{cause} (vCPU {vcpu})");
+        }
+        write!(f, "{cause} (vCPU {vcpu} at rip {rip:#x})")
     }
 }
 
@@ -156,6 +136,7 @@ impl End for Stop {
 pub struct Stopped {
     stop: Stop,
     gdb: Gdb,
+    watchdog: Option<Watchdog>,
     receiver: Receiver<Result<Ending, Error>>,
 }
 
@@ -163,6 +144,11 @@ impl Stopped {
     /// Has a debugger stop the vCPUs, too.
     pub fn under(self, gdb: Gdb) -> Self {
         Self { gdb, ..self }
+    }
+
+    /// Has the machine end when it hangs, too.
+    pub fn or_hung(self, watchdog: Option<Watchdog>) -> Self {
+        Self { watchdog, ..self }
     }
 
     /// How the machine ended, if it has; for who runs no vCPU, such as a test of a device.
@@ -175,7 +161,7 @@ impl Stopped {
 pub fn stop() -> (Stop, Stopped) {
     let (sender, receiver) = channel();
     let stop = Stop { asked: Arc::default(), sender };
-    (stop.clone(), Stopped { stop, gdb: Gdb::default(), receiver })
+    (stop.clone(), Stopped { stop, gdb: Gdb::default(), watchdog: None, receiver })
 }
 
 /// How long a vCPU may take to leave once the machine has ended.
@@ -206,16 +192,18 @@ pub fn run(
     register_signal_handler(kick, interrupt).map_err(Error::Signal)?;
 
     let buses = Arc::new((ports, mmio));
-    let Stopped { stop, gdb, receiver } = stopped;
+    let Stopped { stop, gdb, watchdog, receiver } = stopped;
     let mut threads = Vec::new();
     for vcpu in vcpus {
         let id = vcpu.id();
-        let (buses, its_stop, gdb) = (Arc::clone(&buses), stop.clone(), gdb.clone());
+        let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
+        let (gdb, watchdog) = (gdb.clone(), watchdog.clone());
         let mut vcpu = vcpu;
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
-            if let Err(error) = run_one(&mut vcpu, &buses.0, &buses.1, &its_stop, &gdb) {
-                its_stop.send(Err(error.into()));
+            let (ports, mmio) = (&buses.0, &buses.1);
+            if let Err(error) = run_one(&mut vcpu, ports, mmio, &its_stop, &gdb, watchdog) {
+                its_stop.send(Err(error));
             }
             finish(vcpu, &buses.0, &buses.1).ok()
         });
@@ -283,16 +271,23 @@ fn run_one(
     mmio: &Bus,
     stop: &Stop,
     gdb: &Gdb,
-) -> Result<(), vcpu::Error> {
+    watchdog: Option<Watchdog>,
+) -> Result<(), Error> {
+    let mut watch = watchdog.map(|watchdog| watchdog.watch(vcpu)).transpose()?;
+    let device = |request: &Request| match request.space {
+        Space::Port => ports.name(request.addr),
+        Space::Memory => mmio.name(request.addr),
+    };
     while !stop.asked() {
         gdb.before_run(vcpu)?;
         if stop.asked() {
             break;
         }
-        let cause = match &mut vcpu.run()? {
+        let cause = match (&mut vcpu.run()?, &mut watch) {
             // `before_run` tells gdb of it.
-            Exit::Debug(_) if gdb.is_on() => None,
-            exit => answer(exit, ports, mmio),
+            (Exit::Debug(_), _) if gdb.is_on() => None,
+            (Exit::Interrupted, Some(watch)) => watch.look(vcpu, device)?.map(Cause::Hang),
+            (exit, _) => answer(exit, ports, mmio),
         };
         if let Some(cause) = cause {
             let rip = vcpu.regs().map_or(0, |regs| regs.rip);
@@ -326,16 +321,7 @@ fn answer(exit: &mut Exit, ports: &Bus, mmio: &Bus) -> Option<Cause> {
         Exit::IoIn { port, size, data } => ports.read_each((*port).into(), *size, data),
         Exit::MmioRead { addr, data } => mmio.read(*addr, data),
         Exit::MmioWrite { addr, data } => mmio.write(*addr, data),
-        Exit::Interrupted => None,
-        Exit::Shutdown => return Some(Cause::TripleFault),
-        Exit::Hlt => return Some(Cause::Halted),
-        Exit::FailEntry { reason, .. } => return Some(Cause::FailEntry(*reason)),
-        Exit::InternalError(error) => return Some(Cause::InternalError(error.clone())),
-        Exit::Other(reason) => return Some(Cause::Unexpected(*reason)),
-        Exit::Debug(_) => return Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_DEBUG)),
-        Exit::SystemEvent { .. } => {
-            return Some(Cause::Unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT));
-        }
+        exit => return Cause::of(exit),
     };
     None
 }

@@ -20,6 +20,7 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::error::{Blame, Blamed};
+use crate::journal::Journal;
 use crate::last_exits::{self, LastExit, LastExits, Request, Space};
 use crate::memory::Vm;
 
@@ -207,6 +208,7 @@ pub struct Vcpu {
     id: u8,
     last_exits: LastExits,
     standing: Standing,
+    journal: Journal,
     /// Whether KVM leaves RIP in `struct kvm_run`.
     tells_rip: bool,
     watcher: Option<Box<dyn Watcher>>,
@@ -234,8 +236,9 @@ impl Vcpu {
         if tells_rip {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
-        let (vm, last_exits, standing) = (Arc::clone(vm), LastExits::default(), Standing::Between);
-        Ok(Self { fd, vm, id, last_exits, standing, tells_rip, watcher: None })
+        let (vm, standing) = (Arc::clone(vm), Standing::Between);
+        let (last_exits, journal) = (LastExits::default(), Journal::default());
+        Ok(Self { fd, vm, id, last_exits, standing, journal, tells_rip, watcher: None })
     }
     // ANCHOR_END: new
 
@@ -257,6 +260,11 @@ impl Vcpu {
     /// Its last exits.
     pub fn last_exits(&self) -> &LastExits {
         &self.last_exits
+    }
+
+    /// All that it was told since it was made.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// Has `watcher` watch it from now on.
@@ -373,6 +381,7 @@ impl Vcpu {
         let page: *const kvm_run = self.fd.get_kvm_run();
         if let Some(read) = self.last_exits.unanswered() {
             read.data = Some(last_exits::kept(data(page)));
+            self.journal.answer(data(page));
         }
         if let Some(mut watcher) = self.watcher.take() {
             let told = watcher.before_run(self, data(page));
@@ -394,7 +403,10 @@ impl Vcpu {
         // These two are our doing.
         let number = match seen.reason {
             KVM_EXIT_DEBUG | KVM_EXIT_INTR => 0,
-            _ => self.last_exits.push(seen),
+            _ => {
+                self.journal.exit(seen.reason, seen.request);
+                self.last_exits.push(seen)
+            }
         };
         self.standing = match &exit {
             VcpuExit::Debug(what) => Standing::Debug(*what),

@@ -10,7 +10,7 @@
 //!
 //! So for writes both places are looked at: the instruction has to be one that makes this very exit.
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
 use super::{Access, Space};
@@ -130,7 +130,12 @@ fn writes_memory(
     let in_memory = |&operand: &u32| instruction.op_kind(operand) >= OpKind::MemorySegSI;
     (0..instruction.op_count()).filter(in_memory).any(|operand| {
         let Some(mut linear) = instruction.virtual_address(operand, 0, |register, _, _| {
-            Some(value(register, &registers.regs, &registers.sregs, registers.code_bits()))
+            Some(disasm::register(
+                register,
+                &registers.regs,
+                &registers.sregs,
+                registers.code_bits(),
+            ))
         }) else {
             return false;
         };
@@ -160,44 +165,9 @@ fn writes_another_value(
     {
         return false;
     }
-    let source = value(instruction.op1_register(), regs, &kvm_sregs::default(), 64).to_le_bytes();
+    let source =
+        disasm::register(instruction.op1_register(), regs, &kvm_sregs::default(), 64).to_le_bytes();
     !source.starts_with(&access.data)
-}
-
-/// What an address is made of: a general register's value, or a segment's base.
-fn value(register: Register, regs: &kvm_regs, sregs: &kvm_sregs, bits: u32) -> u64 {
-    let full = match register.full_register() {
-        Register::RAX => regs.rax,
-        Register::RBX => regs.rbx,
-        Register::RCX => regs.rcx,
-        Register::RDX => regs.rdx,
-        Register::RSI => regs.rsi,
-        Register::RDI => regs.rdi,
-        Register::RBP => regs.rbp,
-        Register::RSP => regs.rsp,
-        Register::R8 => regs.r8,
-        Register::R9 => regs.r9,
-        Register::R10 => regs.r10,
-        Register::R11 => regs.r11,
-        Register::R12 => regs.r12,
-        Register::R13 => regs.r13,
-        Register::R14 => regs.r14,
-        Register::R15 => regs.r15,
-        Register::FS => return sregs.fs.base,
-        Register::GS => return sregs.gs.base,
-        // 64-bit code has no other segments.
-        _ if bits == 64 => return 0,
-        Register::ES => return sregs.es.base,
-        Register::CS => return sregs.cs.base,
-        Register::SS => return sregs.ss.base,
-        Register::DS => return sregs.ds.base,
-        _ => return 0,
-    };
-    match (register, register.size()) {
-        (Register::AH | Register::BH | Register::CH | Register::DH, _) => full >> 8 & 0xFF,
-        (_, 8) => full,
-        (_, size) => full & ((1 << (size * 8)) - 1),
-    }
 }
 
 #[cfg(test)]

@@ -3,10 +3,12 @@
 mod explain;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use cli::{Ended, gdb, println, trace};
+use cli::{Ended, autopsy, gdb, println, trace};
+use common::autopsy::Cause;
 use common::gdb::TRAP_PORT;
 use common::layout::PROGRAM;
 use common::memory::Vm;
@@ -16,6 +18,7 @@ use common::trace::Devices;
 use common::vcpu::{self, Exit, Vcpu};
 use explain::{FAIL_ENTRY, HLT, INTERNAL_ERROR, SHUTDOWN};
 use kvm_bindings::kvm_sregs;
+use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestAddress};
 
 /// 64 KiB: all that a real-mode segment reaches. The program stands at 0x1000, its stack below it.
@@ -71,14 +74,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<Ended> {
     // A VM with memory, as in stage 02, and a program in it.
     let kvm = common::kvm::open()?;
-    let vm = Vm::with_ram(&kvm, RAM as u64)?;
-    let program = match args.guest {
-        Guest::Walk => asm::real::WALK,
-        Guest::TripleFault => asm::real::TRIPLE_FAULT,
-        Guest::FailEntry => asm::real::HALT,
-        Guest::InternalError => asm::real::NO_MEMORY,
-    };
-    vm.ram().write_slice(program, PROGRAM)?;
+    let vm = memory(&kvm, args.guest)?;
     let watch = args.trace.start(&vm)?;
 
     // A processor. KVM has put it into the reset state.
@@ -91,10 +87,7 @@ fn run(args: Args) -> Result<Ended> {
     println!("\nCPUID set: {} entries, vendor {:?}", cpuid.as_slice().len(), vcpu::vendor(&cpuid));
 
     // Where it starts.
-    vcpu.start_real_mode(PROGRAM)?;
-    if args.guest == Guest::FailEntry {
-        vcpu.set_sregs(&impossible(vcpu.sregs()?))?;
-    }
+    start(&vcpu, args.guest)?;
     let before = Registers::of(&vcpu)?;
     println!("Registers set: {}, starts at {}\n", before.mode(), before.address());
 
@@ -105,12 +98,15 @@ fn run(args: Args) -> Result<Ended> {
     // The run loop. Only `break` ends it: with the exit's name, how it came about, and whether that is well.
     let mut now = Moment::of(&vcpu, RAM)?;
     let gdb = args.gdb.start(1, None, gdb::exit)?;
+    let mut cause;
     let (exit, story, ended) = loop {
         gdb.before_run(&mut vcpu)?;
         if args.step {
             vcpu.set_single_step(true)?;
         }
-        match vcpu.run()? {
+        let exit = vcpu.run()?;
+        cause = Cause::of(&exit);
+        match exit {
             // A step or a breakpoint: gdb is told before the next KVM_RUN.
             Exit::Debug(_) | Exit::IoOut { port: TRAP_PORT, .. } if gdb.is_on() => {}
             Exit::Debug(_) => {
@@ -172,7 +168,39 @@ fn run(args: Args) -> Result<Ended> {
         println!("The guest left in memory: 1 + 2 + ... + 10 = {sum}, squared {square}");
     }
     watch.finish()?;
+    if let (Ended::GuestCrashed, Some(cause)) = (ended, cause) {
+        // Why: from what the guest left, or by making the machine again and running it a second time.
+        let again = &mut || {
+            let vcpu = Vcpu::new(&memory(&kvm, args.guest)?, 0)?;
+            vcpu.set_supported_cpuid(&kvm)?;
+            start(&vcpu, args.guest)?;
+            Ok(vcpu)
+        };
+        autopsy::report(&vcpu, cause, None, Some(again))?;
+    }
     Ok(ended)
+}
+
+/// A VM with memory, and the guest's program in it.
+fn memory(kvm: &Kvm, guest: Guest) -> Result<Arc<Vm>> {
+    let vm = Vm::with_ram(kvm, RAM as u64)?;
+    let program = match guest {
+        Guest::Walk => asm::real::WALK,
+        Guest::TripleFault => asm::real::TRIPLE_FAULT,
+        Guest::FailEntry => asm::real::HALT,
+        Guest::InternalError => asm::real::NO_MEMORY,
+    };
+    vm.ram().write_slice(program, PROGRAM)?;
+    Ok(vm)
+}
+
+/// The vCPU at the program's first instruction.
+fn start(vcpu: &Vcpu, guest: Guest) -> Result<()> {
+    vcpu.start_real_mode(PROGRAM)?;
+    if guest == Guest::FailEntry {
+        vcpu.set_sregs(&impossible(vcpu.sregs()?))?;
+    }
+    Ok(())
 }
 
 // ANCHOR: impossible

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use cli::console::{self, Console};
-use cli::{Ended, gdb, trace};
+use cli::{Ended, autopsy, gdb, trace};
 use common::bus::{self, Bus, shared};
 use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
@@ -25,6 +25,7 @@ use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
 use common::{kvm, long_mode};
 use kvm_bindings::kvm_regs;
+use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Climbs to 64-bit long mode, and runs a small Rust kernel there.
@@ -67,6 +68,9 @@ struct Args {
 
     #[command(flatten)]
     gdb: gdb::Flags,
+
+    #[command(flatten)]
+    autopsy: autopsy::Flags,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,19 +118,10 @@ fn machine(args: Args) -> Result<Ended> {
     }
 
     // ANCHOR: machine
-    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
     let kvm = kvm::open()?;
-    let vm = Vm::with_ram(&kvm, args.memory)?;
+    let mut vcpu = boot(&args, &kvm)?;
+    let (vm, ram) = (vcpu.vm().clone(), vcpu.vm().ram());
     let watch = args.trace.start(&vm)?;
-    let ram = vm.ram();
-
-    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from them.
-    irqfd::create_irqchip(&vm)?;
-    irqfd::create_pit(&vm)?;
-    let mut vcpu = Vcpu::new(&vm, 0)?;
-    // CPUID comes before long mode: without it the vCPU has none.
-    vcpu.set_supported_cpuid(&kvm)?;
-    load(&args, &ram, &vcpu)?;
 
     // What the guest finds at its ports: a console, and a way to end.
     let (stop, stopped) = run::stop();
@@ -141,16 +136,33 @@ fn machine(args: Args) -> Result<Ended> {
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (mmio, limit) = (Bus::new(), args.console.timeout);
     watch.follow(&mut vcpu, &Devices::of(&ports, &mmio))?;
-    let Ran { ending, .. } = run::run(vec![vcpu], ports, mmio, stopped.under(gdb), limit)?;
+    let stopped = stopped.under(gdb).or_hung(args.autopsy.watchdog());
+    let Ran { ending, vcpus } = run::run(vec![vcpu], ports, mmio, stopped, limit)?;
     let ended = console.finish(&ending);
     watch.finish()?;
-    // ANCHOR_END: machine
+    autopsy::tell(&ending, &vcpus, None, Some(|| boot(&args, &kvm)))?;
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {
         cli::eprint(format_args!("{}", records::table(&ram)?));
     }
     Ok(ended)
 }
+
+/// Makes the machine at the beginning of its life.
+fn boot(args: &Args, kvm: &Kvm) -> Result<Vcpu> {
+    // A VM with memory. Memory comes first: with an irqchip, each change of a memslot takes milliseconds.
+    let vm = Vm::with_ram(kvm, args.memory)?;
+
+    // Interrupt controllers and timer inside KVM; then the vCPU, which gets its local APIC from them.
+    irqfd::create_irqchip(&vm)?;
+    irqfd::create_pit(&vm)?;
+    let vcpu = Vcpu::new(&vm, 0)?;
+    // CPUID comes before long mode: without it the vCPU has none.
+    vcpu.set_supported_cpuid(kvm)?;
+    load(args, &vm.ram(), &vcpu)?;
+    Ok(vcpu)
+}
+// ANCHOR_END: machine
 
 /// Puts the guest into memory, and the vCPU at its first instruction.
 fn load(args: &Args, ram: &Ram, vcpu: &Vcpu) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Milestone 6: a guest climbs to long mode, takes exceptions and interrupts, enters ring 3, and a
 //! Rust kernel runs a shell there.
 
+mod autopsy;
 mod gdb;
 mod trace;
 
@@ -510,6 +511,9 @@ fn a_kernel_that_crashes_at_once_ends_with_a_report() {
     fs::write(&path, broken).unwrap();
     let ran = stage_06().args(["--kernel".as_ref(), path.as_os_str()]).run();
     ran.ended(1).stderr_has("the guest crashed: triple fault");
+    ran.stderr_has(
+        "cause  invalid opcode (#UD): ud2 raises it; while delivering it, IDT vector 6 is",
+    );
     assert!(ran.stdout.is_empty());
 }
 

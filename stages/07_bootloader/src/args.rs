@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use cli::console::{self, Console};
-use cli::{gdb, trace};
+use cli::{autopsy, gdb, trace};
 use common::cmos::BootFirst;
 use common::ide::Drive;
 use common::smp::MAX_CPUS;
@@ -112,6 +112,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub gdb: gdb::Flags,
+
+    #[command(flatten)]
+    pub autopsy: autopsy::Flags,
 }
 
 /// Which drives the BIOS tries first.

@@ -8,22 +8,26 @@ mod args;
 mod disks;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use args::{Args, Display};
 use cli::console::Console;
-use cli::{Ended, gdb, keys};
+use cli::{Ended, autopsy, gdb, keys};
 use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::firmware::{self, LOG_PORT, Log, POST_PORT, PostCode};
 use common::hypercall::{self, DebugExit};
 use common::i8042::{self, I8042, SystemControl};
 use common::irqfd::{self, Irqfd};
+use common::memory::Vm;
 use common::run::{self, Ran};
 use common::trace::Devices;
 use common::uart::{self, Uart};
+use common::vcpu::Vcpu;
 use common::vga::{self, Picture, Vga};
 use common::{cpuid, ide, kvm, mp_table, multiboot, smp};
+use kvm_ioctls::Kvm;
 
 fn main() -> ExitCode {
     cli::main(machine)
@@ -36,21 +40,8 @@ fn machine(args: Args) -> Result<Ended> {
         mp_table::put_into(&mut rom, args.cpus, cpuid::signature(&kvm)?)?;
     }
 
-    // ANCHOR: vm
-    // A VM with RAM and ROM, interrupt controllers and timer, and vCPUs. Their registers stay as reset leaves
-    // them: the first one takes its first instruction from 0xFFFFFFF0, the others wait until it wakes them.
-    // Another firmware than ours gets its copy below 1 MiB as RAM: a PC's ROMs have their variables there.
-    let vm = firmware::create_vm(&kvm, args.memory, &rom, args.firmware.is_some())?;
+    let (vm, mut vcpus) = boot(&args, &kvm, &rom)?;
     let watch = args.trace.start(&vm)?;
-    irqfd::create_irqchip(&vm)?;
-    irqfd::create_pit(&vm)?;
-    let mut vcpus = smp::create_vcpus(&kvm, &vm, args.cpus)?;
-    // ANCHOR_END: vm
-    if let Some(kernel) = &args.kernel {
-        // Unless the host is the boot loader.
-        multiboot::boot(&vcpus[0], &vm.ram(), args.memory, kernel, &args.append)
-            .with_context(|| format!("kernel {}", kernel.display()))?;
-    }
 
     // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disks.
     let (stop, stopped) = run::stop();
@@ -95,11 +86,33 @@ fn machine(args: Args) -> Result<Ended> {
     }
     let (mmio, limit) = (Bus::new(), args.console.timeout);
     watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
-    let Ran { ending, .. } = run::run(vcpus, ports, mmio, stopped.under(gdb), limit)?;
+    let stopped = stopped.under(gdb).or_hung(args.autopsy.watchdog());
+    let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped, limit)?;
     let ended = console.finish(&ending);
     watch.finish()?;
+    let again = || boot(&args, &kvm, &rom).map(|(_, mut vcpus)| vcpus.remove(0));
+    autopsy::tell(&ending, &vcpus, None, Some(again))?;
     if args.kernel.is_none() && matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {
         cli::eprintln!("the last POST code was {:02X}h", post.last());
     }
     Ok(ended)
+}
+
+/// Makes the machine as it is when it is switched on.
+fn boot(args: &Args, kvm: &Kvm, rom: &[u8]) -> Result<(Arc<Vm>, Vec<Vcpu>)> {
+    // ANCHOR: vm
+    // A VM with RAM and ROM, interrupt controllers and timer, and vCPUs. Their registers stay as reset leaves
+    // them: the first one takes its first instruction from 0xFFFFFFF0, the others wait until it wakes them.
+    // Another firmware than ours gets its copy below 1 MiB as RAM: a PC's ROMs have their variables there.
+    let vm = firmware::create_vm(kvm, args.memory, rom, args.firmware.is_some())?;
+    irqfd::create_irqchip(&vm)?;
+    irqfd::create_pit(&vm)?;
+    let vcpus = smp::create_vcpus(kvm, &vm, args.cpus)?;
+    // ANCHOR_END: vm
+    if let Some(kernel) = &args.kernel {
+        // Unless the host is the boot loader.
+        multiboot::boot(&vcpus[0], &vm.ram(), args.memory, kernel, &args.append)
+            .with_context(|| format!("kernel {}", kernel.display()))?;
+    }
+    Ok((vm, vcpus))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
-use cli::{cache, config, console, gdb, manual, size, trace};
+use cli::{autopsy, cache, config, console, gdb, manual, size, trace};
 use common::linux::{self, Cache, Way};
 use common::memory::Pages;
 use common::smp::MAX_CPUS;
@@ -111,6 +111,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub gdb: gdb::Flags,
+
+    #[command(flatten)]
+    pub autopsy: autopsy::Flags,
 
     /// Say on stderr what is found in the kernel and done with it
     #[arg(short, long, help_heading = "Debugging")]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use args::Args;
 use cli::console::{Console, Screen};
-use cli::{Ended, gdb};
+use cli::{Ended, autopsy, gdb};
 use common::bus::{self, Bus, shared};
 use common::cmos::{self, Cmos};
 use common::i8042::{self, I8042};
@@ -42,8 +42,8 @@ fn machine(args: Args) -> Result<Ended> {
     let Opened { mut devices, balloon } = options.open(args.verbose())?;
     let count = devices.count(options.hvc().into())?;
     let kvm = kvm::open()?;
-    let (vm, mut vcpus) = match &saved {
-        Some(saved) => saved.machine(&kvm)?,
+    let (vm, mut vcpus, finding) = match &saved {
+        Some(saved) => saved.machine(&kvm).map(|(vm, vcpus)| (vm, vcpus, None))?,
         None => boot(&args, &kvm, count)?,
     };
 
@@ -96,22 +96,29 @@ fn machine(args: Args) -> Result<Ended> {
         None => console.type_into(move |keys| uart::type_in(&uart, keys))?,
     }
     watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
-    let (count, limit) = (vcpus.len(), args.console.timeout);
-    let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped.under(gdb), limit)?;
+    let stopped = stopped.under(gdb).or_hung(args.autopsy.watchdog());
+    let again = || boot(&args, &kvm, count).map(|(_, mut vcpus, _)| vcpus.remove(0));
+    let (cpus, limit) = (vcpus.len(), args.console.timeout);
+    let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped, limit)?;
     drop(workers);
     if let (Ending::Saved, Some(folder)) = (&ending, &args.snapshot_to) {
         let (kept, options) = (kept.keep()?, options.to_keep()?);
-        let bytes = snapshot::save(folder, &kvm, &vm, &vcpus, count, kept, &options)?;
+        let bytes = snapshot::save(folder, &kvm, &vm, &vcpus, cpus, kept, &options)?;
         args.tell_saved(folder, bytes);
     }
-    let ended = console.finish(&panicked.judge(ending));
+    let ending = panicked.judge(ending);
+    let ended = console.finish(&ending);
     args.tell_balloon(balloon);
     watch.finish()?;
+    autopsy::tell(&ending, &vcpus, finding, args.restore.is_none().then_some(again))?;
     Ok(ended)
 }
 
+/// A machine, and what is wrong with what its kernel is told, if anything is.
+type Booted = (Arc<Vm>, Vec<Vcpu>, Option<String>);
+
 /// Makes a machine at the beginning of its life, with the kernel loaded.
-fn boot(args: &Args, kvm: &Kvm, virtio_devices: usize) -> Result<(Arc<Vm>, Vec<Vcpu>)> {
+fn boot(args: &Args, kvm: &Kvm, virtio_devices: usize) -> Result<Booted> {
     let (kernel_path, initrd_path) = args.files()?;
     let cmdline = args.cmdline();
 
@@ -133,6 +140,7 @@ fn boot(args: &Args, kvm: &Kvm, virtio_devices: usize) -> Result<(Arc<Vm>, Vec<V
     args.tell(&kernel.notes, &initrd, &cmdline);
     let rsdp = acpi::write_tables(&ram, args.cpus, virtio_devices)?;
     linux::write_boot_params(&ram, &kernel, initrd, &cmdline, rsdp)?;
+    let finding = linux::check_boot_params(&ram, &kernel);
 
     // Interrupt controllers and timer inside KVM; then the vCPUs, which get their local APICs from it. The first
     // begins with the kernel; the others wait until it wakes them.
@@ -142,7 +150,7 @@ fn boot(args: &Args, kvm: &Kvm, virtio_devices: usize) -> Result<(Arc<Vm>, Vec<V
     vcpus.iter().try_for_each(msr::set)?;
     linux::enter(&vcpus[0], &ram, &kernel)?;
     // ANCHOR_END: boot
-    Ok((vm, vcpus))
+    Ok((vm, vcpus, finding))
 }
 
 /// Adds a virtio console for the person's terminal: what is printed there is watched as on the serial port, the device

@@ -2,6 +2,7 @@
 //!
 //! Each boot takes seconds in the lab, so the checks from inside share one.
 
+mod autopsy;
 mod blk;
 mod command_line;
 mod devices;

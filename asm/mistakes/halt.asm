@@ -1,0 +1,6 @@
+; HLT with interrupts off.
+bits 64
+org 0x1000
+
+    cli
+    hlt
