@@ -93,7 +93,7 @@ fn resident(pid: u32) -> u64 {
 }
 
 /// Waits until `seen` says so, and tells how long.
-fn wait_until(what: &str, mut seen: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut seen: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !seen() {
         assert!(Instant::now() < until, "{what}");
