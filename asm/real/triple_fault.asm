@@ -5,6 +5,7 @@
 bits 16
 org 0x1000
 
+; ANCHOR: all
     lidt [no_table]
     mov eax, cr0
     or al, 1                    ; protected mode: vectors come from the IDT, checked against its limit
@@ -14,3 +15,4 @@ org 0x1000
 no_table:
     dw 0                        ; limit: not even one entry
     dd 0                        ; base
+; ANCHOR_END: all

@@ -79,6 +79,7 @@ impl Class {
         }
     }
 
+    // ANCHOR: double_fault
     fn then(self, second: Self) -> Then {
         match (self, second) {
             (Self::DoubleFault, _) => Then::TripleFault,
@@ -87,6 +88,7 @@ impl Class {
             _ => Then::Instead,
         }
     }
+    // ANCHOR_END: double_fault
 }
 
 impl Chain {

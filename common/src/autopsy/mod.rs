@@ -2,7 +2,7 @@
 //!
 //! A guest that dies leaves registers, memory, and the exits that it made. What killed it is in them: an
 //! [`Autopsy`] decodes the instruction at which it ended, checks it as a processor does ([`Scene`]), and follows the exception to the
-//! handler that it didn't reach ([`Chain`]). Where the registers are lost, the guest is run again ([`replay`]).
+//! handler that it didn't reach ([`Chain`]). Where the registers are lost, the guest is run again ([`replay()`]).
 //! The [`Watchdog`] finds guests that hang.
 //!
 //! The result is text of 80 columns, for a person: the most likely cause in one sentence, and what it was read from.
