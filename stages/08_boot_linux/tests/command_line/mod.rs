@@ -25,7 +25,7 @@ fn a_mistake_gets_one_line() {
             vec!["--memroy", "1G"],
             "unexpected argument '--memroy' found; tip: a similar argument exists: '--memory'",
         ),
-        (vec!["--what"], "unexpected argument '--what' found; --help has what there is"),
+        (vec!["--zzz"], "unexpected argument '--zzz' found; --help has what there is"),
         (vec!["bzImage"], "unexpected argument 'bzImage' found"),
         (
             vec!["--memory", "512"],
