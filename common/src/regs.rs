@@ -179,6 +179,21 @@ impl Registers {
     }
     // ANCHOR_END: mode
 
+    /// The six segment registers, then TR and LDTR, by their names.
+    pub fn segments(&self) -> [(&'static str, &kvm_segment); 8] {
+        let s = &self.sregs;
+        [
+            ("cs", &s.cs),
+            ("ss", &s.ss),
+            ("ds", &s.ds),
+            ("es", &s.es),
+            ("fs", &s.fs),
+            ("gs", &s.gs),
+            ("tr", &s.tr),
+            ("ldt", &s.ldt),
+        ]
+    }
+
     /// Whether the processor stands at its very first instruction, as after reset (Intel SDM vol. 3, 11.1.4).
     pub fn is_reset(&self) -> bool {
         self.linear_rip() == RESET_VECTOR && self.sregs.cs.base == RESET_BASE
@@ -247,17 +262,7 @@ impl Registers {
             list.push(("eip", r.rip, 8));
         }
         list.push(("rflags", r.rflags, 8));
-        let segments = [
-            ("cs", s.cs.selector),
-            ("ss", s.ss.selector),
-            ("ds", s.ds.selector),
-            ("es", s.es.selector),
-            ("fs", s.fs.selector),
-            ("gs", s.gs.selector),
-            ("tr", s.tr.selector),
-            ("ldt", s.ldt.selector),
-        ];
-        list.extend(segments.map(|(name, selector)| (name, selector.into(), 4)));
+        list.extend(self.segments().map(|(name, segment)| (name, segment.selector.into(), 4)));
         list.extend([
             ("cs.base", s.cs.base, 8),
             ("gdt.base", s.gdt.base, 8),
@@ -364,14 +369,7 @@ impl fmt::Display for Registers {
             regs.rflags,
             Bits(regs.rflags, RFLAGS)
         )?;
-        for (name, segment) in [
-            ("cs", &sregs.cs),
-            ("ss", &sregs.ss),
-            ("ds", &sregs.ds),
-            ("es", &sregs.es),
-            ("fs", &sregs.fs),
-            ("gs", &sregs.gs),
-        ] {
+        for (name, segment) in &self.segments()[..6] {
             writeln!(f, " {name} {}", Segment(segment, mode))?;
         }
         let table = |kvm_dtable { base, limit, .. }: &kvm_dtable| {

@@ -350,18 +350,9 @@ fn users(
     selector: u16,
     gates: &[(u8, Result<descriptor::Gate, descriptor::Unusable>)],
 ) -> String {
-    let sregs = &scene.registers.sregs;
-    let registers = [
-        ("CS", &sregs.cs),
-        ("SS", &sregs.ss),
-        ("DS", &sregs.ds),
-        ("ES", &sregs.es),
-        ("FS", &sregs.fs),
-        ("GS", &sregs.gs),
-        ("TR", &sregs.tr),
-    ];
-    let held = registers.iter().filter(|(_, it)| it.selector & !3 == selector);
-    let mut users: Vec<_> = held.map(|(name, _)| (*name).to_owned()).collect();
+    let registers = scene.registers.segments();
+    let held = registers[..7].iter().filter(|(_, it)| it.selector & !3 == selector);
+    let mut users: Vec<_> = held.map(|(name, _)| name.to_uppercase()).collect();
     for (vector, gate) in gates {
         if gate.is_ok_and(|gate| gate.selector & !3 == selector) {
             users.push(format!("vector {vector}"));
@@ -421,15 +412,7 @@ fn registers(f: &mut fmt::Formatter<'_>, registers: &Registers) -> fmt::Result {
         wrapped(f, &format!("  {name} {value:08X} "), &Bits(value, names).to_string())?;
     }
     writeln!(f, "  cr2 {:08X}  cr3 {:08X}", sregs.cr2, sregs.cr3)?;
-    for (name, segment) in [
-        ("cs", &sregs.cs),
-        ("ss", &sregs.ss),
-        ("ds", &sregs.ds),
-        ("es", &sregs.es),
-        ("fs", &sregs.fs),
-        ("gs", &sregs.gs),
-        ("tr", &sregs.tr),
-    ] {
+    for (name, segment) in &registers.segments()[..7] {
         let selector = segment.selector;
         match registers.mode() {
             Mode::Real => {

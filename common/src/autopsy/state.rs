@@ -18,14 +18,6 @@ pub(super) fn inconsistency(registers: &Registers) -> Option<String> {
     let Registers { regs, sregs } = registers;
     let (cr0, cr4, efer) = (sregs.cr0, sregs.cr4, sregs.efer);
     let long = efer & LME != 0 && cr0 & PG != 0;
-    let segments = [
-        ("CS", &sregs.cs),
-        ("SS", &sregs.ss),
-        ("DS", &sregs.ds),
-        ("ES", &sregs.es),
-        ("FS", &sregs.fs),
-        ("GS", &sregs.gs),
-    ];
     let says = |text: &str| Some(text.to_owned());
     if cr0 & (NW | CD) == NW {
         return says("CR0.NW is set and CR0.CD is not");
@@ -60,9 +52,12 @@ pub(super) fn inconsistency(registers: &Registers) -> Option<String> {
         return Some(format!("RIP is {:#x}, no canonical address", regs.rip));
     }
     if cr0 & PE == 0 {
-        return segments.iter().find(|(_, it)| it.base >> 20 != 0 && it.limit != 0xFFFF).map(
-            |(name, it)| format!("{name} has the limit {:#x} in real mode, not 0xffff", it.limit),
-        );
+        let segments = registers.segments();
+        let odd = segments[..6].iter().find(|(_, it)| it.base >> 20 != 0 && it.limit != 0xFFFF);
+        return odd.map(|(name, it)| {
+            let name = name.to_uppercase();
+            format!("{name} has the limit {:#x} in real mode, not 0xffff", it.limit)
+        });
     }
     None
 }
