@@ -129,14 +129,15 @@ fn waits_for(scene: &Scene, body: &[u64]) -> Option<String> {
     })
 }
 
-/// `text` in lines of 80 columns behind `head`, those after the first one indented as far.
+/// `text` in lines of 80 columns behind `head`, those after the first one indented as far as their first word allows.
 fn wrapped(f: &mut fmt::Formatter<'_>, head: &str, text: &str) -> fmt::Result {
     let mut line = head.to_owned();
     let indent = head.chars().count();
     for word in text.split(' ') {
-        if line.chars().count() + 1 + word.chars().count() > WIDTH && line.len() > indent {
+        let length = word.chars().count();
+        if line.chars().count() + 1 + length > WIDTH && line.len() > indent {
             writeln!(f, "{}", line.trim_end())?;
-            line = " ".repeat(indent);
+            line = " ".repeat(indent.min(WIDTH.saturating_sub(length)));
         }
         if line.chars().count() > indent {
             line.push(' ');

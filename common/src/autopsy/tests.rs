@@ -273,6 +273,21 @@ fn the_table_of_double_faults_is_that_of_the_manuals() {
     }
 }
 
+#[test]
+fn the_longest_operands_stay_within_the_width() {
+    let (ram, mut registers) = protected();
+    (registers.sregs.efer, registers.sregs.cs.l, registers.sregs.cs.db) = (LME | LMA, 1, 0);
+    // imul esi, [rel 0xFFFFFFFF8000100A], 0x10000000
+    let code = [0x69, 0x35, 0, 0, 0, 0x80, 0, 0, 0, 0x10];
+    ram.write_slice(&code, GuestAddress(CODE)).unwrap();
+    let (cause, registers) = (Cause::TripleFault, Some(registers));
+    let report =
+        Autopsy { vcpu: 0, cause, registers, ram, replay: None, exits: vec![], finding: None }
+            .to_string();
+    assert!(report.contains("0xFFFFFFFF8000100A],0x10000000"), "{report}");
+    assert!(report.lines().all(|line| line.chars().count() <= 80), "{report}");
+}
+
 proptest! {
     /// All of it is the guest's: registers, code, tables.
     #[test]
