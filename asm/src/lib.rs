@@ -2,8 +2,8 @@
 //!
 //! One module a folder of NASM sources, one constant a file: `asm/real/hello.asm` is
 //! [`real::HELLO`]. They are flat binaries; each source names in its `org` the guest-physical
-//! address that it expects to be loaded at. What is in [`linux`] are programs for a guest's Linux; those in
-//! [`mistakes`] die, each in a way of its own, for the autopsy to tell.
+//! address that it expects to be loaded at. Those in [`mistakes`] die, each in a way of its own, for the autopsy to
+//! tell.
 
 include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 

@@ -1,4 +1,4 @@
-//! The user space that stage 08 boots when none is named: busybox, `guests/linux/init`, and the default kernel's
+//! The user space that stage 08 boots when none is named: busybox, what `guests/linux` has, and the default kernel's
 //! virtio drivers.
 
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lab::initramfs::Archive;
 use lab::modules::Folder;
 
@@ -28,6 +28,9 @@ const WANTED: [&str; 10] = [
     "virtio_balloon",
     "vmw_vsock_virtio_transport",
 ];
+
+/// The assembler's command.
+pub const NASM: &str = "nasm";
 
 /// Writes the archive (Linux, "initramfs buffer format") from a static busybox, the scripts in `guests/linux`, and
 /// a folder that [`collect_modules`] has filled.
@@ -50,7 +53,7 @@ pub fn build(busybox: &Path, modules: &Path) -> Result<Vec<u8>> {
     archive.file("etc/udhcpc/default.script", 0o755, &read(&guests.join("dhcp"))?)?;
     archive.file("bin/busybox", 0o755, &read(busybox)?)?;
     // busybox knows no vsock.
-    archive.file("bin/vsock", 0o755, asm::linux::VSOCK)?;
+    archive.file("bin/vsock", 0o755, &assembled(&guests.join("vsock.asm"))?)?;
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         archive.link(&format!("bin/{applet}"), "busybox")?;
     }
@@ -67,6 +70,22 @@ pub fn build(busybox: &Path, modules: &Path) -> Result<Vec<u8>> {
         }
     }
     Ok(archive.finish()?)
+}
+
+/// A program for Linux, which NASM makes of one source. The package `asm` has those for the bare machine, but it cannot be
+/// built before set-up has brought NASM.
+fn assembled(source: &Path) -> Result<Vec<u8>> {
+    let dir = tempfile::tempdir()?;
+    let program = dir.path().join("program");
+    let nasm = Command::new(NASM).args(["-fbin", "-o"]).arg(&program).arg(source).output();
+    let nasm = nasm.context("cannot start NASM")?;
+    ensure!(
+        nasm.status.success(),
+        "NASM refuses {}: {}",
+        source.display(),
+        String::from_utf8_lossy(&nasm.stderr).trim_end()
+    );
+    read(&program)
 }
 
 /// Fills the new folder `to/RELEASE` with the wanted modules of `from`, a kernel's `lib/modules/RELEASE`, not

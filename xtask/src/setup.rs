@@ -410,7 +410,7 @@ fn file_name(path: &str) -> &str {
 
 /// Writes what is made of what was fetched, as far as that is there: the initramfs, and the disk with GRUB.
 fn write_guests() -> Result<()> {
-    if busybox_path().exists() {
+    if busybox_path().exists() && packages::find_command(initramfs::NASM).is_some() {
         write_initramfs()?;
     }
     if cache::default_kernel().exists() && cache::default_initrd().exists() {

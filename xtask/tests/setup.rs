@@ -1,6 +1,7 @@
 //! Set-up on machines that lack something, as a person there meets it.
 
 use std::fs;
+use std::process::Command;
 
 use testkit::Program;
 
@@ -29,4 +30,15 @@ fn a_cache_folder_that_cannot_be_made_is_told_in_one_line() {
     let ran = setup().env("XDG_CACHE_HOME", "/proc/none").run();
     ran.ended(1).stderr_has("error: cannot make /proc/none/mini-kvm (XDG_CACHE_HOME names another");
     assert_eq!(ran.err().lines().count(), 1, "{}", ran.err());
+}
+
+#[test]
+fn what_brings_nasm_is_built_without_it() {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--prefix=none", "--edges=normal,build", "--package", "xtask"])
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    assert!(tree.contains("\ncommon v"), "{tree}");
+    assert!(!tree.lines().any(|line| line.starts_with("asm ")), "{tree}");
 }
