@@ -22,7 +22,7 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
     let include = Regex::new(r"\{\{#include ([^}:\s]+)(?::([\w-]+))?\s*\}\}").expect("a pattern");
     let mut faults = Vec::new();
     let mut shown = BTreeSet::new();
-    for note in crate::notes(root)? {
+    for note in links::markdown(&root.join("notes"))? {
         let name = links::relative(root, &note);
         let text =
             fs::read_to_string(&note).with_context(|| format!("cannot read {}", note.display()))?;
@@ -33,7 +33,7 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
             ));
         }
         for found in include.captures_iter(&text) {
-            let file = root.join("notes").join(&found[1]);
+            let file = note.parent().unwrap_or(root).join(&found[1]);
             let Ok(source) = fs::read_to_string(&file) else {
                 faults.push(format!("{name}: there is no {}", &found[1]));
                 continue;

@@ -70,7 +70,7 @@ impl Experiment<'_> {
 /// replaced.
 pub fn run(root: &Path, target: &Path, refresh: bool) -> Result<Vec<String>> {
     let mut notes = Vec::new();
-    for path in crate::notes(root)? {
+    for path in links::markdown(&root.join("notes"))? {
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         notes.push((path, text));

@@ -1,30 +1,28 @@
-//! The links in all Markdown files of the repository: those to its own files and headings are followed, those to the
-//! network are not.
+//! The links in all Markdown files of the repository, those of HTML within them as well: those to its own files and
+//! headings are followed, those to the network are not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use mdbook_markdown::pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use mdbook_markdown::pulldown_cmark::{Event, Tag, TagEnd};
+use mdbook_markdown::{MarkdownOptions, new_cmark_parser};
+use regex::Regex;
 
 /// What is wrong with the links, a line each.
 pub fn check(root: &Path) -> Result<Vec<String>> {
-    let mut files = Vec::new();
-    walk(root, &mut files)?;
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
-    files.sort();
     let mut pages = BTreeMap::new();
-    for file in &files {
+    for file in markdown(root)? {
         let text =
-            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        pages.insert(file.clone(), Page::new(&text));
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        pages.insert(file, Page::new(&text));
     }
     let mut faults = Vec::new();
     for (file, page) in &pages {
         for link in &page.links {
-            if let Err(why) = follow(file, link, &pages) {
-                faults.push(format!("{}: {why}", relative(root, file)));
+            if let Err(why) = follow(root, file, link, &pages) {
+                faults.push(format!("{}: the link to `{link}` {why}", relative(root, file)));
             }
         }
     }
@@ -32,7 +30,12 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
 }
 
 /// Whether `link` in `file` leads somewhere.
-fn follow(file: &Path, link: &str, pages: &BTreeMap<PathBuf, Page>) -> Result<(), String> {
+fn follow(
+    root: &Path,
+    file: &Path,
+    link: &str,
+    pages: &BTreeMap<PathBuf, Page>,
+) -> Result<(), &'static str> {
     if link.contains("://") || link.starts_with("mailto:") {
         return Ok(());
     }
@@ -41,44 +44,44 @@ fn follow(file: &Path, link: &str, pages: &BTreeMap<PathBuf, Page>) -> Result<()
         file.to_owned()
     } else {
         let folder = file.parent().unwrap_or(file);
-        let target = folder.join(path).canonicalize();
-        target.map_err(|_| format!("the link to `{link}` leads nowhere"))?
+        folder.join(path).canonicalize().map_err(|_| "leads nowhere")?
     };
     match (heading, pages.get(&target)) {
-        (Some(id), Some(page)) if !page.headings.contains(id) => {
-            Err(format!("the link to `{link}` names no heading there"))
-        }
+        _ if !target.starts_with(root) => Err("leads out of the repository"),
+        (Some(id), Some(page)) if !page.ids.0.contains(id) => Err("names no heading there"),
+        (Some(_), None) => Err("names a heading in what is no Markdown"),
         _ => Ok(()),
     }
 }
 
 /// What is to be known of a Markdown file.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 struct Page {
     links: Vec<String>,
-    /// The headings' names in links, as forges and mdBook make them.
-    headings: BTreeSet<String>,
+    ids: Ids,
 }
 
 impl Page {
     fn new(text: &str) -> Self {
+        let in_html = Regex::new(r#"\b(src|href|poster|id)="([^"]*)""#).expect("a pattern");
         let mut page = Self::default();
-        let mut heading: Option<String> = None;
-        let options = Options::ENABLE_TABLES | Options::ENABLE_FOOTNOTES;
-        for event in Parser::new_ext(text, options) {
+        let events = parse(text);
+        for (at, event) in events.iter().enumerate() {
             match event {
                 Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
-                    page.links.push(dest_url.into_string());
+                    page.links.push(dest_url.to_string());
                 }
-                Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
-                Event::End(TagEnd::Heading(_)) => {
-                    let id = slug(&heading.take().unwrap_or_default());
-                    let same = (1..).map(|n| format!("{id}-{n}"));
-                    let mut ids = std::iter::once(id.clone()).chain(same);
-                    page.headings.extend(ids.find(|id| !page.headings.contains(id)));
+                Event::Start(Tag::Heading { .. }) => {
+                    page.ids.of_heading(&heading(&events[at..]));
                 }
-                Event::Text(text) | Event::Code(text) => {
-                    heading.iter_mut().for_each(|heading| heading.push_str(&text));
+                Event::Html(html) | Event::InlineHtml(html) => {
+                    for found in in_html.captures_iter(html) {
+                        let value = found[2].to_owned();
+                        match &found[1] {
+                            "id" => _ = page.ids.0.insert(value),
+                            _ => page.links.push(value),
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -87,11 +90,55 @@ impl Page {
     }
 }
 
+/// A Markdown file as mdBook reads it, with the settings of this book.
+pub fn parse(text: &str) -> Vec<Event<'_>> {
+    let mut options = MarkdownOptions::default();
+    options.smart_punctuation = false;
+    new_cmark_parser(text, &options).collect()
+}
+
+/// The text of the heading with which `events` begin.
+pub fn heading(events: &[Event<'_>]) -> String {
+    let inside = events.iter().take_while(|event| !matches!(event, Event::End(TagEnd::Heading(_))));
+    let words = inside.filter_map(|event| match event {
+        Event::Text(text) | Event::Code(text) => Some(&**text),
+        _ => None,
+    });
+    words.collect()
+}
+
+/// The names of a page's places in links.
+#[derive(Debug, Default)]
+pub struct Ids(BTreeSet<String>);
+
+impl Ids {
+    /// The name of the next heading, as forges and mdBook make it.
+    pub fn of_heading(&mut self, heading: &str) -> String {
+        let id = slug(heading);
+        let same = (1..).map(|n| format!("{id}-{n}"));
+        let mut ids = std::iter::once(id.clone()).chain(same);
+        let id = ids.find(|id| !self.0.contains(id)).unwrap_or_default();
+        self.0.insert(id.clone());
+        id
+    }
+}
+
 /// A heading's name in links: in small letters, without punctuation, with `-` for spaces.
 fn slug(heading: &str) -> String {
     let heading = heading.trim().to_lowercase();
     let kept = heading.chars().filter(|&c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// All Markdown files below `folder`, by name. There are none where it is not.
+pub fn markdown(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if folder.is_dir() {
+        walk(folder, &mut files)?;
+    }
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    files.sort();
+    Ok(files)
 }
 
 /// All files below `folder`, without what is built and what is hidden. Paths are canonical if `folder` is.
@@ -124,28 +171,40 @@ mod tests {
 
     #[test]
     fn headings_are_named_as_forges_name_them() {
-        let page = Page::new("# `KVM_RUN`, and then?\n\n## 배경\n\n## 배경\n\n[a](b.md#c)\n");
+        let page = Page::new("# `KVM_RUN`, and *then*?\n\n## 배경\n\n## 배경\n\n[a](b.md#c)\n");
         assert_eq!(page.links, ["b.md#c"]);
-        let names: Vec<_> = page.headings.iter().map(String::as_str).collect();
+        let names: Vec<_> = page.ids.0.iter().map(String::as_str).collect();
         assert_eq!(names, ["kvm_run-and-then", "배경", "배경-1"]);
     }
 
     #[test]
     fn links_that_lead_nowhere_are_found() {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().canonicalize().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir(&root).unwrap();
+        fs::write(dir.path().join("outside"), "").unwrap();
+        fs::write(root.join("plain"), "").unwrap();
+        let root = root.canonicalize().unwrap();
         let link = |to: &str| format!("[text]({to})\n\n");
-        let good = ["b.md", "b.md#two-words", "#here", "https://example.org/", "."].map(link);
-        let bad = ["c.md", "b.md#three", "#there"].map(link);
-        fs::write(root.join("a.md"), format!("# Here\n\n{}{}", good.concat(), bad.concat()))
+        let good = ["b.md", "b.md#two-words", "b.md#place", "#here", "https://example.org/", "."]
+            .map(link);
+        let bad = ["c.md", "b.md#three", "#there", "../outside", "plain#L1"].map(link);
+        let html = "<video poster=\"a.png\" src=\"plain\">\n  <track src=\"a.vtt\">\n</video>\n\n\
+                    `<a href=\"code\">` <a href=\"in.line\">x</a>\n";
+        fs::write(root.join("a.md"), format!("# Here\n\n{}{}{html}", good.concat(), bad.concat()))
             .unwrap();
-        fs::write(root.join("b.md"), "# Two words\n").unwrap();
+        fs::write(root.join("b.md"), "# Two words\n\n<a id=\"place\"></a>\n").unwrap();
         assert_eq!(
             check(&root).unwrap(),
             [
                 "a.md: the link to `c.md` leads nowhere",
                 "a.md: the link to `b.md#three` names no heading there",
                 "a.md: the link to `#there` names no heading there",
+                "a.md: the link to `../outside` leads out of the repository",
+                "a.md: the link to `plain#L1` names a heading in what is no Markdown",
+                "a.md: the link to `a.png` leads nowhere",
+                "a.md: the link to `a.vtt` leads nowhere",
+                "a.md: the link to `in.line` leads nowhere",
             ]
         );
     }

@@ -1,4 +1,5 @@
-//! `cargo xtask book`: the research notes of `notes/` as a book, and what keeps them true.
+//! `cargo xtask book`: the research notes of `notes/` as a book, and what keeps them true; `cargo xtask reports`: its
+//! reports on paper ([`mod@reports`]).
 //!
 //! A note shows the project's own code and its programs' own output. So that neither can drift, excerpts are taken
 //! from the sources when the book is built ([`excerpts`]), and what a command printed is made anew by the command
@@ -8,6 +9,7 @@ mod excerpts;
 mod experiments;
 mod html;
 mod links;
+mod reports;
 mod search;
 
 use std::path::{Path, PathBuf};
@@ -16,9 +18,17 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-/// Builds the research notes as a book in target/book, after checking its excerpts and links
+/// What `cargo xtask` hands over.
 #[derive(Parser)]
-#[command(name = "cargo xtask book", bin_name = "cargo xtask book", max_term_width = 100)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+enum Task {
+    /// Builds the research notes as a book in target/book, after checking its excerpts and links
+    Book(BookArgs),
+    /// Writes the reports of notes/reports as PDF files to target/reports
+    Reports(ReportsArgs),
+}
+
+#[derive(clap::Args)]
 #[command(after_help = "\
 Try: cargo xtask book --open        read it in a browser
      cargo xtask book --refresh     run the commands in the notes, and paste what they print
@@ -34,7 +44,7 @@ shell, and `varies` names by a regular expression what differs from run to run:
      ```
 
 All run in one session of the lab, so that they print the same everywhere.")]
-struct Args {
+struct BookArgs {
     /// Show the book in a browser (xdg-open)
     #[arg(long)]
     open: bool,
@@ -48,8 +58,22 @@ struct Args {
     check: bool,
 }
 
+#[derive(clap::Args)]
+#[command(after_help = "\
+Try: cargo xtask setup --reports    brings what sets the pages: WeasyPrint, a Korean font
+     cargo xtask reports            all of them
+     cargo xtask reports 10         those with 10 in their names")]
+struct ReportsArgs {
+    /// Only the reports whose names contain one of these words
+    names: Vec<String>,
+}
+
 fn main() -> ExitCode {
-    run(&Args::parse()).map_or_else(
+    let done = match Task::parse() {
+        Task::Book(args) => book(&args),
+        Task::Reports(args) => reports(&args),
+    };
+    done.map_or_else(
         |error| {
             cli::print_error(&error);
             ExitCode::FAILURE
@@ -58,7 +82,7 @@ fn main() -> ExitCode {
     )
 }
 
-fn run(args: &Args) -> Result<()> {
+fn book(args: &BookArgs) -> Result<()> {
     let mut faults = links::check(root())?;
     faults.extend(excerpts::check(root())?);
     if args.refresh || args.check {
@@ -75,6 +99,13 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn reports(args: &ReportsArgs) -> Result<()> {
+    for file in reports::export(root(), &target().join("reports"), &args.names)? {
+        println!("{}", file.display());
+    }
+    Ok(())
+}
+
 /// The repository's folder.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("book is a folder of the workspace")
@@ -85,18 +116,4 @@ fn target() -> PathBuf {
     let built = std::env::current_exe().ok();
     let target = built.as_deref().and_then(|exe| Some(exe.parent()?.parent()?.to_owned()));
     target.unwrap_or_else(|| root().join("target"))
-}
-
-/// The notes' files, by name.
-fn notes(root: &Path) -> Result<Vec<PathBuf>> {
-    let folder = root.join("notes");
-    let mut notes = Vec::new();
-    for entry in folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "md") {
-            notes.push(path);
-        }
-    }
-    notes.sort();
-    Ok(notes)
 }

@@ -1,6 +1,6 @@
-//! `cargo xtask book`: the research notes as a book.
+//! `cargo xtask book` and `cargo xtask reports`: the research notes as a book, and their reports on paper.
 //!
-//! The package `book` does it. It is a program of its own, so that nobody waits for mdBook to be built who wants
+//! The package `book` does both. It is a program of its own, so that nobody waits for mdBook to be built who wants
 //! something else.
 
 use std::ffi::OsString;
@@ -10,10 +10,10 @@ use anyhow::Result;
 
 use crate::workspace;
 
-/// Runs it with its own options.
-pub fn run(options: &[OsString]) -> Result<ExitCode> {
+/// Runs its `task` with that one's own options.
+pub fn run(task: &str, options: &[OsString]) -> Result<ExitCode> {
     let status = workspace::cargo()
-        .args(["run", "--quiet", "--package", "book", "--"])
+        .args(["run", "--quiet", "--package", "book", "--", task])
         .args(options)
         .status();
     workspace::exit_code(status, "cargo")

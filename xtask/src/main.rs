@@ -1,5 +1,5 @@
-//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | book | image | grub-image | kernel |
-//! rootfs | lab`.
+//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | book | reports | image | grub-image |
+//! kernel | rootfs | lab`.
 
 mod bench;
 mod book;
@@ -84,6 +84,13 @@ if none did.")]
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
         options: Vec<OsString>,
     },
+    /// Write the reports in the notes as PDF files to target/reports
+    #[command(disable_help_flag = true)]
+    Reports {
+        /// What `cargo xtask reports --help` tells
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<OsString>,
+    },
     /// Write stage 07's own boot disk to a file: MBR, second stage, and a FAT16 partition with the Rust kernel
     #[command(after_help = "\
 Try: cargo xtask image boot.img
@@ -152,7 +159,8 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
-        Task::Book { options } => book::run(&options),
+        Task::Book { options } => book::run("book", &options),
+        Task::Reports { options } => book::run("reports", &options),
         Task::Image(args) => image::run(&args),
         Task::GrubImage(args) => grub::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Kernel(args) => kernel::run(&args).map(|()| ExitCode::SUCCESS),

@@ -54,6 +54,33 @@ pub const TEST_TOOLS: &[Tool] = &[
     },
 ];
 
+/// What sets the pages of the reports, and what their test reads them with.
+pub const REPORT_TOOLS: &[Tool] = &[
+    Tool {
+        command: "weasyprint",
+        apt: "weasyprint",
+        dnf: "weasyprint",
+        pacman: "python-weasyprint",
+        zypper: "python3-weasyprint",
+    },
+    Tool {
+        command: "pdftotext",
+        apt: "poppler-utils",
+        dnf: "poppler-utils",
+        pacman: "poppler",
+        zypper: "poppler-tools",
+    },
+];
+
+/// What their text is set in. [`has_korean_font`] says whether there is one.
+pub const KOREAN_FONT: Tool = Tool {
+    command: "fc-list",
+    apt: "fonts-nanum",
+    dnf: "google-noto-sans-cjk-fonts",
+    pacman: "noto-fonts-cjk",
+    zypper: "noto-sans-cjk-fonts",
+};
+
 /// A command and the package that brings it.
 pub struct Tool {
     /// Looked for in `PATH`.
@@ -73,6 +100,12 @@ pub fn find_command(name: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .map(|dir| dir.join(name))
         .find(|file| file.is_file())
+}
+
+/// Whether this system has letters for Korean.
+pub fn has_korean_font() -> bool {
+    let listed = Command::new("fc-list").arg(":lang=ko").output();
+    listed.is_ok_and(|listed| !listed.stdout.is_empty())
 }
 
 /// Whether packages come by apt here, which set-up can work.

@@ -10,7 +10,7 @@ use cli::cache;
 use lab::parts::Kernel;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::packages::{self, TEST_TOOLS, TOOLS, Tool, ignore_missing};
+use crate::packages::{self, KOREAN_FONT, REPORT_TOOLS, TEST_TOOLS, TOOLS, Tool, ignore_missing};
 use crate::progress::{Step, step};
 use crate::{grub, initramfs};
 
@@ -48,6 +48,10 @@ pub struct Args {
     /// Bring the tools, too, that only the tests need
     #[arg(long)]
     pub tests: bool,
+
+    /// Bring the tools, too, that set the reports' pages
+    #[arg(long)]
+    pub reports: bool,
 }
 
 /// What set-up has found and done.
@@ -82,6 +86,10 @@ impl Missing {
         let lab = !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready());
         if args.tests {
             tools.extend(lacking(TEST_TOOLS));
+        }
+        if args.reports {
+            tools.extend(lacking(REPORT_TOOLS));
+            tools.extend((!packages::has_korean_font()).then_some(&KOREAN_FONT));
         }
         Self {
             lab_kernel,
