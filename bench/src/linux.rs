@@ -2,12 +2,13 @@
 //! besides the guest's.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, Read};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{Row, median};
 
@@ -15,13 +16,13 @@ use crate::{Row, median};
 const RUNS: usize = 3;
 
 /// The first line of user space, which `guests/linux/init` prints.
-const FIRST_LINE: &str = "reached user space";
+const FIRST_LINE: &[u8] = b"reached user space";
 
 /// The guest's memory in bytes: stage 08's default, named so that its mapping can be told.
-const MEMORY: u64 = 512 << 20;
+pub const MEMORY: u64 = 512 << 20;
 
-/// After so many seconds a boot is given up.
-const TIMEOUT: &str = "100";
+/// When a boot is given up.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The boot, and the monitor's memory at its end.
 pub fn rows(programs: &Path) -> Result<Vec<Row>> {
@@ -57,30 +58,71 @@ pub fn rows(programs: &Path) -> Result<Vec<Row>> {
 
 /// Boots once. Returns the time to the first line of user space, and the monitor's own KiB then.
 fn boot(program: &Path) -> Result<(Duration, u64)> {
-    let began = Instant::now();
-    let mut child = Command::new(program)
-        .args(["--memory", &format!("{}M", MEMORY >> 20), "--timeout", TIMEOUT])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    let mut lines = BufReader::new(child.stdout.take().expect("it is a pipe")).split(b'\n');
-    let found = lines.by_ref().find_map(|line| {
-        let line = line.ok()?;
-        let text = String::from_utf8_lossy(&line);
-        text.contains(FIRST_LINE).then(|| began.elapsed())
-    });
-    let size = match found {
-        Some(_) => own_kib(&smaps(child.id())?, MEMORY / 1024)?,
-        None => 0,
-    };
+    let mut command = Command::new(program);
+    command.args(["--memory", &format!("{}M", MEMORY >> 20)]);
+    command.args(["--timeout", &LIMIT.as_secs().to_string()]);
+    let mut linux = Booted::until_first_line(&mut command)?;
     // The end of stdin ends the guest's shell, and that the machine.
-    drop(child.stdin.take());
-    lines.for_each(drop);
-    let status = child.wait()?;
-    let took = found.with_context(|| format!("Linux did not boot: {status}"))?;
+    drop(linux.child.stdin.take());
+    io::copy(&mut linux.screen, &mut io::sink())?;
+    let status = linux.child.wait()?;
     ensure!(status.success(), "Linux booted, and then ended with {status}");
-    Ok((took, size))
+    Ok((linux.took, linux.own_kib))
+}
+
+/// A monitor whose Linux has come to the first line of user space.
+pub struct Booted {
+    /// The monitor.
+    pub child: Child,
+    /// What its guest prints from there on.
+    screen: ChildStdout,
+    /// From just before its start to that line.
+    pub took: Duration,
+    /// What it had in memory then, besides the guest's.
+    pub own_kib: u64,
+}
+
+impl Booted {
+    /// Starts a monitor, whose guest has [`MEMORY`] and its console on stdin and stdout. One that has not come so far
+    /// when it ends, or in time, is an error.
+    pub fn until_first_line(command: &mut Command) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let began = Instant::now();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let mut screen = child.stdout.take().expect("it is a pipe");
+        let printed = wait_for_line(&mut screen, began + LIMIT)?;
+        let took = began.elapsed();
+        if let Err(printed) = printed {
+            child.kill()?;
+            let status = child.wait()?;
+            let printed = String::from_utf8_lossy(&printed);
+            let last = printed.trim_end().lines().last().unwrap_or("nothing");
+            bail!("Linux did not boot in {name} ({status}); it printed last: {last}");
+        }
+        let own_kib = own_kib(&smaps(child.id())?, MEMORY / 1024)?;
+        Ok(Self { child, screen, took, own_kib })
+    }
+}
+
+/// Reads what a guest prints up to [`FIRST_LINE`]. If that doesn't come by the deadline, what came instead is given back.
+fn wait_for_line(screen: &mut ChildStdout, deadline: Instant) -> Result<Result<(), Vec<u8>>> {
+    let (mut printed, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
+        let readable = poll(&mut [PollFd::new(screen, PollFlags::IN)], Some(&left))?;
+        let read = if readable == 0 { 0 } else { screen.read(&mut buffer)? };
+        if read == 0 {
+            return Ok(Err(printed));
+        }
+        printed.extend(&buffer[..read]);
+        if printed.windows(FIRST_LINE.len()).any(|text| text == FIRST_LINE) {
+            return Ok(Ok(()));
+        }
+    }
 }
 
 fn smaps(pid: u32) -> Result<String> {

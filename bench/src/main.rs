@@ -3,6 +3,7 @@
 //! This program runs where a `/dev/kvm` is, which may be in the lab; `cargo xtask bench` builds it,
 //! picks the place and makes the table. `bench/README.md` explains the rows.
 
+mod compare;
 mod disk;
 mod exits;
 mod linux;
@@ -44,6 +45,8 @@ enum Measurement {
     Disk,
     /// Stage 08 to Linux's first user-space line, and the monitor's own memory then
     Linux,
+    /// The same boot in other monitors that this machine has: QEMU, kvmtool
+    Compare,
 }
 
 impl Measurement {
@@ -51,7 +54,7 @@ impl Measurement {
     fn stage(self) -> u8 {
         match self {
             Self::Exits | Self::Start => 5,
-            Self::Restore | Self::Disk | Self::Linux => 8,
+            Self::Restore | Self::Disk | Self::Linux | Self::Compare => 8,
         }
     }
 }
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
             Measurement::Restore => restore::rows(&args.programs)?,
             Measurement::Disk => disk::rows(&args.programs)?,
             Measurement::Linux => linux::rows(&args.programs)?,
+            Measurement::Compare => compare::rows(&args.programs)?,
         };
         for row in rows {
             println!("{}", serde_json::to_string(&row)?);

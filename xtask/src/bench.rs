@@ -19,12 +19,13 @@ use crate::progress::step;
 use crate::workspace;
 
 /// What `mini-kvm-bench` measures: its name there, and what is said while it is under way.
-const MEASUREMENTS: [(&str, &str); 5] = [
+const MEASUREMENTS: [(&str, &str); 6] = [
     ("exits", "one exit through our bus against a bare loop"),
     ("start", "from the start of a process to its guest's first byte"),
     ("restore", "from the start of a process to the next byte of the guest that it restores"),
     ("disk", "a disk, from inside Linux and from outside"),
     ("linux", "Linux to its first user-space line"),
+    ("compare", "Linux in the other monitors that this machine has"),
 ];
 
 /// How often the saved lab is resumed.
@@ -34,7 +35,7 @@ const WARM_RUNS: usize = 5;
 #[derive(clap::Args)]
 pub struct Args {
     /// Take only these measurements
-    #[arg(value_name = "MEASUREMENT", value_parser = ["exits", "start", "restore", "disk", "linux", "lab"])]
+    #[arg(value_name = "MEASUREMENT", value_parser = ["exits", "start", "restore", "disk", "linux", "compare", "lab"])]
     only: Vec<String>,
 
     /// Write the results as JSON: into FILE, or instead of the table to stdout
