@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use crate::workspace;
 
@@ -23,11 +23,6 @@ pub struct Args {
 
 /// Builds the program and writes the image with it. The exit code is the program's.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let build = workspace::cargo()
-        .args(["build", "--quiet", "--bin", PROGRAM])
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(build.success(), "{PROGRAM} does not build");
-    let program = workspace::target().join("debug").join(PROGRAM);
+    let program = workspace::built(PROGRAM)?;
     workspace::exit_code(Command::new(program).arg(&args.file).status(), PROGRAM)
 }

@@ -1,9 +1,10 @@
-//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | bench | soak | book | reports | image | grub-image |
-//! kernel | rootfs | lab`.
+//! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | grade | bench | soak | book | reports |
+//! image | grub-image | kernel | rootfs | lab`.
 
 mod bench;
 mod book;
 mod demo;
+mod grade;
 mod grub;
 mod image;
 mod initramfs;
@@ -60,6 +61,13 @@ Try: cargo xtask test --list      what there is
 
 The whole output of each check stays in target/checks/.")]
     Test(test::Args),
+    /// Grade the stages by what their guests and KVM did; --repo grades somebody else's checkout
+    #[command(disable_help_flag = true)]
+    Grade {
+        /// What `cargo xtask grade --help` tells
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<OsString>,
+    },
     /// Measure what exits, starts, a boot and the lab cost, and print a table or JSON
     #[command(after_help = "\
 Try: cargo xtask bench exits             one port and one MMIO exit
@@ -157,6 +165,7 @@ fn main() -> ExitCode {
         }),
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Grade { options } => grade::run(&options),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Book { options } => book::run("book", &options),

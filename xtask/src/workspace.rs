@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// The eight stages, which are packages' folders and programs' names alike.
 pub const STAGES: [&str; 8] = [
@@ -36,6 +36,13 @@ pub fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(root()).env("CARGO_TARGET_DIR", target());
     cargo
+}
+
+/// Builds one of the workspace's programs that take long, and so are not a part of this one. Gives its path.
+pub fn built(program: &str) -> Result<PathBuf> {
+    let build = cargo().args(["build", "--quiet", "--bin", program]).status();
+    ensure!(build.context("cannot start cargo")?.success(), "{program} does not build");
+    Ok(target().join("debug").join(program))
 }
 
 /// The exit code of `program`, which was run, as ours.
