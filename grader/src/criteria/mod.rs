@@ -3,6 +3,12 @@
 
 mod stage_01;
 mod stage_02;
+mod stage_03;
+mod stage_04;
+mod stage_05;
+mod stage_06;
+mod stage_07;
+mod stage_08;
 
 use anyhow::Result;
 
@@ -16,6 +22,12 @@ pub fn of(stage: usize) -> &'static [(&'static str, Criterion)] {
     match stage {
         1 => stage_01::CRITERIA,
         2 => stage_02::CRITERIA,
+        3 => stage_03::CRITERIA,
+        4 => stage_04::CRITERIA,
+        5 => stage_05::CRITERIA,
+        6 => stage_06::CRITERIA,
+        7 => stage_07::CRITERIA,
+        8 => stage_08::CRITERIA,
         _ => &[],
     }
 }
