@@ -199,6 +199,7 @@ pub fn run(
         let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
         let (gdb, watchdog) = (gdb.clone(), watchdog.clone());
         let mut vcpu = vcpu;
+        // ANCHOR: thread
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
             let (ports, mmio) = (&buses.0, &buses.1);
@@ -207,6 +208,7 @@ pub fn run(
             }
             finish(vcpu, &buses.0, &buses.1).ok()
         });
+        // ANCHOR_END: thread
         match thread {
             Ok(thread) => threads.push(thread),
             Err(source) => {
@@ -254,6 +256,7 @@ impl ReportPanic {
     }
 }
 
+// ANCHOR: report_panic
 impl Drop for ReportPanic {
     fn drop(&mut self) {
         if thread::panicking() {
@@ -261,6 +264,7 @@ impl Drop for ReportPanic {
         }
     }
 }
+// ANCHOR_END: report_panic
 
 extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 

@@ -117,6 +117,7 @@ fn access() -> impl Strategy<Value = Access> {
     )
 }
 
+// ANCHOR: touch
 /// Does them all; a read from where nobody is gives ones.
 fn touch(disk: impl Sectors + 'static, accesses: &[Access]) -> Result<(), TestCaseError> {
     let (bus, starts) = machine(disk);
@@ -131,6 +132,7 @@ fn touch(disk: impl Sectors + 'static, accesses: &[Access]) -> Result<(), TestCa
     }
     Ok(())
 }
+// ANCHOR_END: touch
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]

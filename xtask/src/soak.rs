@@ -55,6 +55,7 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
+// ANCHOR: script
 /// What is typed into each guest. The quotes keep the echo of a line from looking like the answer.
 const SCRIPT: &str = "\
 bad='BUG:|WARNING: CPU|Oops:|lockup|rcu.*stall|blocked for|ACPI.*(Error|Warning)|Firmware Bug'
@@ -68,6 +69,7 @@ state=running; [ ! -e /run/systemd ] || state=$(systemctl is-system-running --wa
 echo so''ak: up=$1 cpus=$3 complaints=$4 disk=$disk same=$same ran=$ran state=$state.
 poweroff
 ";
+// ANCHOR_END: script
 
 /// To whom it is typed, a piece after each of these texts has been printed. The default initramfs has a shell that reads
 /// what was there before it.
@@ -309,6 +311,7 @@ fn judge(machine: &Machine, ended: Option<ExitStatus>, printed: &str) -> Result<
         Some(Some(code)) => return Err(format!("the monitor ended with exit code {code}")),
         Some(None) => return Err("the monitor was killed by a signal".to_owned()),
     }
+    // ANCHOR: judge
     let answer = printed.lines().find_map(|line| line.split_once("soak: ")?.1.strip_suffix('.'));
     let answer = answer.ok_or("the guest's shell did not answer")?;
     let value = |key: &str| {
@@ -328,6 +331,7 @@ fn judge(machine: &Machine, ended: Option<ExitStatus>, printed: &str) -> Result<
             return Err(format!("{key} is {:?} in the guest, expected {expected}", value(key)));
         }
     }
+    // ANCHOR_END: judge
     value("up").parse().map_err(|_| format!("the guest's uptime is {:?}", value("up")))
 }
 

@@ -282,6 +282,7 @@ pub fn plug(
 ) -> Result<Workers, Error> {
     devices.count(0)?;
     let mut workers = Workers::default();
+    // ANCHOR: plug
     for (number, device) in devices.0.into_iter().enumerate() {
         let name = device.name();
         let (range, gsi) = layout::virtio_mmio(number);
@@ -294,5 +295,6 @@ pub fn plug(
         kept.add(format!("{name} ({number})"), registers);
         workers.start(core, stop, vm.trace().cloned()).map_err(failed)?;
     }
+    // ANCHOR_END: plug
     Ok(workers)
 }

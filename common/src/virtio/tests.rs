@@ -251,6 +251,7 @@ impl Driver {
         self.line.count()
     }
 
+    // ANCHOR: survives
     /// Puts `chains` on the rings as they are. Whatever the device makes of them, it works after a reset.
     pub fn survives(mut self, chains: Vec<HostileChain>) {
         for (queue, index, at, len, flags, next, offered) in chains {
@@ -266,6 +267,7 @@ impl Driver {
         self.serve();
         assert!(!self.broken());
     }
+    // ANCHOR_END: survives
 
     /// Whether the device has given up on its driver.
     pub fn broken(&mut self) -> bool {

@@ -56,6 +56,7 @@ fn machine(args: Args) -> Result<Ended> {
     let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
     let hvc = options.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
 
+    // ANCHOR: devices
     // What the guest finds at its ports: a serial port, a clock, and two ways to end the machine, which has a power
     // button.
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, screen));
@@ -72,6 +73,7 @@ fn machine(args: Args) -> Result<Ended> {
     let mut kept = snapshot::Devices::default();
     let mut mmio = Bus::new();
     let workers = virtio::plug(&vm, &mut mmio, devices, &stop, &mut kept)?;
+    // ANCHOR_END: devices
 
     // What a snapshot has of them, beside what KVM gives out itself.
     kept.add("serial port", uart.clone());

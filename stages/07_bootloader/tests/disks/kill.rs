@@ -75,6 +75,7 @@ fn what_was_flushed_survives_a_kill_at_any_moment() {
         };
         let first = next().expect("a number that was flushed");
         assert_eq!(first, greatest + 1, "the guest goes on behind what it finds");
+        // ANCHOR: kill
         let wait = MOST.mul_f64(RandomState::new().hash_one(kill) as f64 / u64::MAX as f64);
         thread::sleep(wait);
         child.kill().unwrap(); // SIGKILL
@@ -99,6 +100,7 @@ fn what_was_flushed_survives_a_kill_at_any_moment() {
                 "kill {kill} after {wait:?}: {flushed} was flushed, slot {slot} has {found}"
             );
         }
+        // ANCHOR_END: kill
         greatest = *sectors.iter().max().unwrap();
     }
     eprintln!("{KILLS} kills in {:?}, {greatest} sectors were written", started.elapsed());
