@@ -60,6 +60,7 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
     Ok(faults)
 }
 
+// ANCHOR: excerpt
 /// The lines between an anchor's two marks, if there are two.
 fn excerpt<'a>(source: &'a str, anchor: &str) -> Option<&'a str> {
     let line = |mark: &str| {
@@ -74,6 +75,7 @@ fn excerpt<'a>(source: &'a str, anchor: &str) -> Option<&'a str> {
     // The last line of these is the one with the mark.
     Some(between.rsplit_once('\n')?.0)
 }
+// ANCHOR_END: excerpt
 
 /// All files below [`SOURCES`] that git would keep.
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {

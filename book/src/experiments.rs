@@ -49,6 +49,7 @@ fn experiments(note: &str) -> Vec<Experiment<'_>> {
     found
 }
 
+// ANCHOR: steady
 impl Experiment<'_> {
     /// An output with what differs from run to run left out, and no matter how wide that was.
     fn steady(&self, output: &str) -> Result<Vec<String>> {
@@ -65,6 +66,7 @@ impl Experiment<'_> {
         Ok(output.trim_end().lines().map(steady).collect())
     }
 }
+// ANCHOR_END: steady
 
 /// Runs the experiments of all notes. Where a note shows something else, this is a fault, or, to `refresh` it, it is
 /// replaced.
@@ -154,6 +156,7 @@ fn outputs(root: &Path, target: &Path, commands: &[&str]) -> Result<Vec<String>>
     (0..commands.len()).map(output).collect()
 }
 
+// ANCHOR: script
 /// The shell script that runs them, each with its output in a file of its number.
 fn script(root: &Path, target: &Path, folder: &Path, commands: &[&str]) -> String {
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
@@ -168,6 +171,7 @@ fn script(root: &Path, target: &Path, folder: &Path, commands: &[&str]) -> Strin
     }
     script + "exit 0\n"
 }
+// ANCHOR_END: script
 
 #[cfg(test)]
 mod tests {
