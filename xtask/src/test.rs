@@ -150,12 +150,14 @@ fn workspace_checks() -> Vec<Check> {
             .env("RUSTDOCFLAGS", "-Dwarnings")
             .in_guest_kernel(),
     ];
+    // ANCHOR: layers
     // Alone, a stage's `common` has only what the stages up to it introduced.
     checks.extend(STAGES.iter().map(|stage| {
         let package = format!("stage-{}", &stage[..2]);
         let lint = ["clippy", "--package", &package, "--", "-Dwarnings"];
         Check::cargo(&format!("layers of {stage}"), &lint)
     }));
+    // ANCHOR_END: layers
     let mut units = vec!["test", "--workspace", "--no-fail-fast"];
     let packages: Vec<_> = STAGES.iter().map(|stage| format!("stage-{}", &stage[..2])).collect();
     units.extend(packages.iter().flat_map(|package| ["--exclude", package]));
@@ -211,6 +213,7 @@ impl Milestone {
     }
 }
 
+// ANCHOR: milestones
 /// Every stage in the lab, and once more on the host. The last stages take longest; started first, they leave no
 /// core idle at the end. Linux boots in nearly every test of the last one, which takes as long as all others
 /// together: in parts, it runs on two cores.
@@ -225,6 +228,7 @@ fn milestones() -> Vec<Milestone> {
         })
         .collect()
 }
+// ANCHOR_END: milestones
 
 /// The names of the tests in a test executable.
 fn tests_of(executable: &Path) -> Result<Vec<String>> {
@@ -457,9 +461,11 @@ impl Tests {
                 unable += 1;
             }
         }
+        // ANCHOR: skipped
         // libtest counts these as passed: it has no way to say at run time that a test was not run.
         tests.skipped += unable;
         tests.passed = tests.passed.saturating_sub(unable);
+        // ANCHOR_END: skipped
         tests
     }
 
