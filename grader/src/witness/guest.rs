@@ -5,13 +5,12 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::ioctl;
 use super::process::Memory;
+use super::stop::{self, How, Stop, go_on};
 
 /// A memslot that is there now.
 #[derive(Clone, Copy, Debug)]
@@ -132,8 +131,8 @@ pub struct Guest<'w> {
     pub(super) run: u64,
     /// The vCPU's descriptor.
     pub(super) fd: u64,
-    /// A signal that came while registers were asked for: the program gets it when it goes on.
-    pub(super) signal: Option<Signal>,
+    /// A signal that came while registers were asked for, or 0: the program gets it when it goes on.
+    pub(super) signal: i32,
 }
 
 impl Guest<'_> {
@@ -225,13 +224,13 @@ impl Guest<'_> {
         // It stops when the call begins, by the filter once more, and when it ends.
         let mut begun = false;
         loop {
-            ptrace::syscall(self.thread, None)?;
-            match waitpid(self.thread, Some(WaitPidFlag::__WALL))? {
-                WaitStatus::PtraceEvent(..) => begun = true,
-                WaitStatus::PtraceSyscall(_) if begun => break,
-                WaitStatus::PtraceSyscall(_) => {}
-                WaitStatus::Stopped(_, signal) => self.signal = Some(signal),
-                other => anyhow::bail!("the program ended: {other:?}"),
+            go_on(self.thread, How::ToCall, 0)?;
+            match stop::wait(Some(self.thread))? {
+                Some((_, Stop::Begins)) => begun = true,
+                Some((_, Stop::Call)) if begun => break,
+                Some((_, Stop::Call)) => {}
+                Some((_, Stop::Signal(signal))) => self.signal = signal,
+                other => anyhow::bail!("the program ended while it was asked: {other:?}"),
             }
         }
         let result = ptrace::getregs(self.thread)?.rax as i64;

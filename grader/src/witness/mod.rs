@@ -12,6 +12,7 @@
 //! | `ioctl` | the ioctls of KVM by name |
 //! | `process` | a process's memory, and what its descriptors stand for |
 //! | `guest` | a guest's memory and registers at an exit |
+//! | `stop` | waiting for the stops of threads, and letting them go on |
 //! | `record` | what was seen, and the questions about it |
 
 pub mod guest;
@@ -19,6 +20,7 @@ pub mod ioctl;
 pub mod launch;
 mod process;
 pub mod record;
+mod stop;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::process::Command;
@@ -27,13 +29,12 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use guest::{Guest, Slot};
 use process::Process;
 use record::{Call, Exit, On, Record, What, array};
+use stop::{How, Stop, go_on};
 
 /// What is done at every exit: it may look at the guest.
 pub type AtExit<'c> = dyn FnMut(&Exit, &mut Guest<'_>) -> Result<()> + 'c;
@@ -95,8 +96,8 @@ impl<'c> Witness<'c> {
     /// It did not get as far as to stop for us.
     pub fn new(pid: u32, wishes: Wishes<'c>) -> Result<Self> {
         let root = Pid::from_raw(pid as i32);
-        match waitpid(root, Some(WaitPidFlag::__WALL))? {
-            WaitStatus::Stopped(_, Signal::SIGSTOP) => {}
+        match stop::wait(Some(root))? {
+            Some((_, Stop::Signal(libc::SIGSTOP))) => {}
             other => anyhow::bail!("the program to be watched did not start: {other:?}"),
         }
         use ptrace::Options;
@@ -108,7 +109,7 @@ impl<'c> Witness<'c> {
             | Options::PTRACE_O_TRACEEXEC
             | Options::PTRACE_O_EXITKILL;
         ptrace::setoptions(root, options)?;
-        ptrace::cont(root, None)?;
+        go_on(root, How::On, 0)?;
         Ok(Self {
             root,
             wishes,
@@ -128,60 +129,39 @@ impl<'c> Witness<'c> {
     /// # Errors
     /// What the criterion's look at an exit failed with; the program has ended all the same.
     pub fn watch(mut self) -> Result<(Record, Option<ExitStatus>)> {
-        use std::os::unix::process::ExitStatusExt;
         let mut status = None;
-        loop {
-            let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
-            let stop = match waitpid(None, Some(flags)) {
-                Ok(stop) => stop,
-                Err(Errno::EINTR) => continue,
-                Err(Errno::ECHILD) => break,
-                Err(error) => return Err(error).context("cannot wait for the program"),
-            };
-            // Errors of ptrace mean that somebody has killed the thread meanwhile: its end comes next.
-            let _: nix::Result<()> = match stop {
-                WaitStatus::Exited(pid, code) => {
+        while let Some((pid, stop)) = stop::wait(None)? {
+            match stop {
+                Stop::Ended(how) => {
                     self.forget(pid);
                     if pid == self.root {
-                        status = Some(ExitStatus::from_raw(code << 8));
-                    }
-                    Ok(())
-                }
-                WaitStatus::Signaled(pid, signal, _) => {
-                    self.forget(pid);
-                    if pid == self.root {
-                        status = Some(ExitStatus::from_raw(signal as i32));
-                    }
-                    Ok(())
-                }
-                WaitStatus::PtraceEvent(pid, _, libc::PTRACE_EVENT_SECCOMP) => {
-                    match self.begins(pid) {
-                        Ok(true) => ptrace::syscall(pid, None),
-                        _ => ptrace::cont(pid, None),
+                        status = Some(how);
                     }
                 }
-                WaitStatus::PtraceSyscall(pid) => {
+                Stop::Begins => match self.begins(pid) {
+                    Ok(true) => go_on(pid, How::ToCall, 0)?,
+                    // An error means that somebody has killed the thread meanwhile.
+                    _ => go_on(pid, How::On, 0)?,
+                },
+                Stop::Call => {
                     let signal = self.ends(pid).unwrap_or_default();
-                    ptrace::cont(pid, signal)
+                    go_on(pid, How::On, signal)?;
                 }
-                WaitStatus::PtraceEvent(pid, _, event) => {
+                Stop::Event(event) => {
                     if event == libc::PTRACE_EVENT_EXEC {
                         // A new memory, and no old descriptors.
                         self.processes.insert(pid, Process::new(pid));
                     } else if let Ok(child) = ptrace::getevent(pid) {
                         self.adopt(pid, Pid::from_raw(child as i32));
                     }
-                    ptrace::cont(pid, None)
+                    go_on(pid, How::On, 0)?;
                 }
                 // How a new thread greets, before or after the news of its birth.
-                WaitStatus::Stopped(pid, Signal::SIGSTOP)
-                    if pid != self.root && self.born.insert(pid) =>
-                {
-                    ptrace::cont(pid, None)
+                Stop::Signal(libc::SIGSTOP) if pid != self.root && self.born.insert(pid) => {
+                    go_on(pid, How::On, 0)?;
                 }
-                WaitStatus::Stopped(pid, signal) => ptrace::cont(pid, signal),
-                _ => Ok(()),
-            };
+                Stop::Signal(signal) => go_on(pid, How::On, signal)?,
+            }
         }
         match self.trouble {
             Some(error) => Err(error),
@@ -238,22 +218,22 @@ impl<'c> Witness<'c> {
         Ok(true)
     }
 
-    /// A thread's system call has ended. Gives a signal that came while we looked.
-    fn ends(&mut self, thread: Pid) -> Result<Option<Signal>> {
-        let Some(pending) = self.pending.remove(&thread) else { return Ok(None) };
+    /// A thread's system call has ended. Gives a signal that came while we looked, or 0.
+    fn ends(&mut self, thread: Pid) -> Result<i32> {
+        let Some(pending) = self.pending.remove(&thread) else { return Ok(0) };
         let mut regs = ptrace::getregs(thread)?;
         let result = match regs.rax as i64 {
             error @ -4095..0 => Err(Errno::from_raw(-error as i32)),
             value => Ok(value),
         };
         let process = self.threads.get(&thread).and_then(|pid| self.processes.get_mut(pid));
-        let Some(process) = process else { return Ok(None) };
+        let Some(process) = process else { return Ok(0) };
         let (on, fd, request, arg, given) = match pending {
             Pending::Mmap { fd } => {
                 if let (Some(On::Vcpu(vm, vcpu)), Ok(at)) = (process.fds.get(&fd), result) {
                     process.runs.insert((*vm, *vcpu), at as u64);
                 }
-                return Ok(None);
+                return Ok(0);
             }
             Pending::Ioctl { on, fd, request, arg, given } => (on, fd, request, arg, given),
         };
@@ -299,7 +279,7 @@ impl<'c> Witness<'c> {
             };
         }
         self.record.call(call);
-        Ok(None)
+        Ok(0)
     }
 
     /// `KVM_RUN` has returned.
@@ -309,10 +289,10 @@ impl<'c> Witness<'c> {
         on: On,
         fd: u64,
         result: Result<i64, Errno>,
-    ) -> Result<Option<Signal>> {
-        let On::Vcpu(vm, vcpu) = on else { return Ok(None) };
+    ) -> Result<i32> {
+        let On::Vcpu(vm, vcpu) = on else { return Ok(0) };
         let process = &self.processes[&self.threads[&thread]];
-        let Some(&run) = process.runs.get(&(vm, vcpu)) else { return Ok(None) };
+        let Some(&run) = process.runs.get(&(vm, vcpu)) else { return Ok(0) };
         let (what, answer) = match result {
             Ok(_) => exit_reason(process, run)?,
             Err(Errno::EINTR) => (What::Interrupted, None),
@@ -323,18 +303,12 @@ impl<'c> Witness<'c> {
         if let (Some(place), Some((addr, len))) = (place, answer) {
             self.unanswered.insert((vm, vcpu), (place, addr, len));
         }
-        let Some(at_exit) = &mut self.wishes.at_exit else { return Ok(None) };
+        let Some(at_exit) = &mut self.wishes.at_exit else { return Ok(0) };
         let Some(exit) = place.and_then(|place| self.record.exits().get(place)) else {
-            return Ok(None);
+            return Ok(0);
         };
-        let mut guest = Guest {
-            thread,
-            memory: &process.memory,
-            slots: &self.slots[vm],
-            run,
-            fd,
-            signal: None,
-        };
+        let mut guest =
+            Guest { thread, memory: &process.memory, slots: &self.slots[vm], run, fd, signal: 0 };
         if let Err(error) = at_exit(exit, &mut guest)
             && self.trouble.is_none()
         {
