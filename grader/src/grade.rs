@@ -23,6 +23,7 @@ use crate::inner::{self, Met, News, Order};
 use crate::look::{Line, Mark};
 use crate::report::{Graded, Report, StageReport};
 use crate::rubric::{self, Entry, Language, STAGES};
+use crate::self_check;
 
 /// Grades the stages: what the guests and KVM did, not what was printed
 ///
@@ -36,6 +37,7 @@ Try: cargo xtask grade                    all stages
      cargo xtask grade --filter dirty     criteria whose names contain `dirty`
      cargo xtask grade --repo ../theirs   somebody else's checkout, by our criteria
      cargo xtask grade --markdown 02      for a report or a pull request
+     cargo xtask grade --self-check 02    what the grader itself is worth
 
 Exit codes: 0 full points, 1 not, 2 bad usage.")]
 pub struct Args {
@@ -62,6 +64,18 @@ pub struct Args {
     /// A folder with the eight programs, built by whatever means
     #[arg(long, value_name = "DIR", conflicts_with = "repo")]
     bins: Option<PathBuf>,
+
+    /// Grade the grader: honest runs, seeded faults, and programs that only print
+    #[arg(long, conflicts_with_all = ["repo", "bins", "filter", "json", "junit", "markdown"])]
+    self_check: bool,
+
+    /// Of the self-check only what has this word in its name: `honest`, `cheat`, `fault`, or a fault's own
+    #[arg(long, value_name = "WORD", requires = "self_check")]
+    only: Option<String>,
+
+    /// How often the self-check grades the honest project
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "self_check")]
+    times: u32,
 
     /// Draw the random values that this number stands for; a grading prints its own
     #[arg(long, value_name = "N")]
@@ -117,6 +131,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return list(&selection, args.lang).map(|()| ExitCode::SUCCESS);
     }
     end_with_us()?;
+    if args.self_check {
+        let only = args.only.as_deref();
+        return self_check::run(&selection, only, args.times, args.seed);
+    }
     let began = Instant::now();
     let folder = target().join("grade");
     let stages: Vec<_> = selection.iter().map(|selected| selected.stage).collect();
@@ -139,6 +157,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         folder,
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
         recordings: None,
+        lanes: lanes(),
         quiet: false,
     };
     let stages = grading.grade(&selection, &built)?;
@@ -252,11 +271,11 @@ pub fn build_into(repo: &Path, stages: &[usize], tools: bool, target: &Path) -> 
         names.push(RUNNER);
     }
     let mut built = Built { bins: target.join("debug"), broken: BTreeMap::new() };
-    if cargo_build(repo, target, &names)?.is_ok() {
+    if names.is_empty() || cargo_build(repo, target, &by_name(&names), true)?.is_ok() {
         return Ok(built);
     }
     for name in names {
-        let Err(said) = cargo_build(repo, target, &[name])? else { continue };
+        let Err(said) = cargo_build(repo, target, &by_name(&[name]), true)? else { continue };
         match STAGES.iter().position(|stage| *stage == name) {
             Some(at) => drop(built.broken.insert(at + 1, said)),
             None => bail!("{name} does not build:\n{}", said.join("\n")),
@@ -268,15 +287,28 @@ pub fn build_into(repo: &Path, stages: &[usize], tools: bool, target: &Path) -> 
 /// The program that picks this host's KVM or the lab.
 const RUNNER: &str = "mini-kvm-runner";
 
-/// What the compiler said, if it was not content.
-fn cargo_build(repo: &Path, target: &Path, names: &[&str]) -> Result<Result<(), Vec<String>>> {
+/// Programs by their names: built with what the whole workspace asks of its crates, as `cargo run` builds them.
+fn by_name(names: &[&str]) -> Vec<String> {
+    names.iter().flat_map(|name| ["--bin".to_owned(), (*name).to_owned()]).collect()
+}
+
+/// Builds what these options name. Gives what the compiler said, if it was not content.
+///
+/// # Errors
+/// Cargo cannot be started.
+pub fn cargo_build(
+    repo: &Path,
+    target: &Path,
+    what: &[String],
+    progress: bool,
+) -> Result<Result<(), Vec<String>>> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(repo).env("CARGO_TARGET_DIR", target);
     // Whoever grades wants points, not the compiler's opinion.
-    cargo.args(["build", "--message-format=json-diagnostic-short"]);
-    cargo.args(names.iter().flat_map(|name| ["--bin", name]));
+    cargo.args(["build", "--message-format=json-diagnostic-short"]).args(what);
     cargo.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = Running::start(cargo.stderr(Stdio::inherit()))?;
+    cargo.stderr(if progress { Stdio::inherit() } else { Stdio::null() });
+    let mut child = Running::start(&mut cargo)?;
     let stdout = child.child.stdout.take().context("stdout is a pipe")?;
     let mut said = Vec::new();
     for line in BufReader::new(stdout).lines() {
@@ -298,8 +330,15 @@ pub struct Grading {
     pub seed: u64,
     /// Where outputs are kept for a cheat.
     pub recordings: Option<PathBuf>,
+    /// How many groups of criteria run side by side.
+    pub lanes: usize,
     /// Say nothing on the way.
     pub quiet: bool,
+}
+
+/// How much runs side by side: the lab has one CPU, so two labs use two.
+pub fn lanes() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get()).min(2)
 }
 
 /// Some criteria of a stage, which run one after the other.
@@ -310,7 +349,7 @@ struct Group<'s> {
 }
 
 impl Grading {
-    /// Runs the criteria. Groups of them run side by side: the lab has one CPU, so two labs use two.
+    /// Runs the criteria, groups of them side by side.
     ///
     /// # Errors
     /// What keeps the grader from running them, such as a lab that is not set up.
@@ -323,7 +362,6 @@ impl Grading {
         let all: usize = groups.iter().map(|group| group.criteria.len()).sum();
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let results = Mutex::new(Vec::<(usize, Met, &'static str)>::new());
-        let lanes = thread::available_parallelism().map_or(1, |cores| cores.get()).min(2);
         let lane = || -> Result<()> {
             while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let (mets, place) = self.run_group(group, built, &|met| {
@@ -340,7 +378,7 @@ impl Grading {
             Ok(())
         };
         thread::scope(|scope| {
-            let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+            let lanes: Vec<_> = (0..self.lanes).map(|_| scope.spawn(lane)).collect();
             lanes.into_iter().try_for_each(|lane| lane.join().expect("a lane does not panic"))
         })?;
         let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -365,8 +403,10 @@ impl Grading {
             seed: self.seed,
             recordings: self.recordings.clone(),
         };
-        // By this name the runner knows which stage is to be run, and so whether this host can do it.
-        let inner = folder.join(format!("stage_{stage:02}-{}", group.number));
+        // By this name the runner knows which stage is to be run, and so whether this host can do it. Stage 01 itself runs
+        // everywhere, but whether its check-up finds what is there shows only where all of it is.
+        let like = if stage == 1 { STAGES.len() } else { stage };
+        let inner = folder.join(format!("stage_{like:02}-{}", group.number));
         let _ = fs::remove_file(&inner);
         symlink(std::env::current_exe()?, &inner)?;
         let complaints = folder.join(format!("stage_{stage:02}-{}.stderr", group.number));

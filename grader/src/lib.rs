@@ -14,6 +14,7 @@
 //! | `inner` | the criteria of a stage where the stages run: here or in the lab |
 //! | `grade` | the command: builds, runs `inner` for each stage, and reports |
 //! | `report` | the table and its other forms |
+//! | `self_check` | what the grader is worth: honest runs, seeded faults, cheats |
 //! | `cheat` | a program that only prints |
 
 pub mod cheat;
@@ -24,4 +25,5 @@ pub mod look;
 pub mod program;
 pub mod report;
 pub mod rubric;
+pub mod self_check;
 pub mod witness;

@@ -1,6 +1,5 @@
 //! Stage 02: guest-physical memory. A memslot is what KVM was told, and what a guest meets there.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
@@ -87,30 +86,40 @@ fn three_ways(ran: &Ran) -> Vec<(String, u64, Vec<String>)> {
         .collect()
 }
 
-/// Runs it and notes what stood in the last four bytes of every slot, from exit to exit.
-fn last_words(look: &mut Look) -> Result<(Ran, BTreeMap<u64, Vec<u32>>)> {
+/// A run, and what was seen of its guest from exit to exit.
+struct Touched {
+    ran: Ran,
+    /// What stood in the last four bytes of a slot, one value after the other.
+    stood: BTreeMap<u64, Vec<u32>>,
+    /// What the guest has had in a register.
+    had: BTreeSet<u32>,
+}
+
+fn touched(look: &mut Look) -> Result<Touched> {
     let mib = look.random(2..64);
-    let seen = RefCell::new(BTreeMap::<u64, Vec<u32>>::new());
+    let (mut stood, mut had) = (BTreeMap::<u64, Vec<u32>>::new(), BTreeSet::new());
     let ends: Vec<u64> = vec![mib * MIB, HOLE_END, HOLE_END + 2 * MIB, 0xD001_0000];
     let ran = look
         .program(&["--memory", &format!("{mib}M")])
         .at_exit(|_, guest| {
             for addr in ends.iter().map(|end| end - 4) {
                 let Ok(value) = guest.read_u32(addr) else { continue };
-                let mut seen = seen.borrow_mut();
-                let values = seen.entry(addr).or_default();
+                let values = stood.entry(addr).or_default();
                 if values.last() != Some(&value) {
                     values.push(value);
                 }
             }
+            let regs = guest.regs()?;
+            had.extend([regs.rax, regs.rbx, regs.rcx, regs.rdx].map(|value| value as u32));
+            had.extend([regs.rsi, regs.rdi, regs.r8, regs.r9].map(|value| value as u32));
             Ok(())
         })
         .run(look)?;
-    Ok((ran, seen.into_inner()))
+    Ok(Touched { ran, stood, had })
 }
 
 fn host_and_guest_use_the_same_bytes(look: &mut Look) -> Result<()> {
-    let (ran, seen) = last_words(look)?;
+    let Touched { ran, stood, had } = touched(look)?;
     look.wants_code(0, &ran);
     let rows: Vec<_> = three_ways(&ran).into_iter().filter(|(name, ..)| name != "ROM").collect();
     look.wants_same("rows of slots that can be written", 3, rows.len());
@@ -118,19 +127,21 @@ fn host_and_guest_use_the_same_bytes(look: &mut Look) -> Result<()> {
         let hex = |at: usize| words.get(at).and_then(|word| u32::from_str_radix(word, 16).ok());
         let pair = hex(0).zip(hex(3));
         let (host, guest) = look.needs(format!("{name}: two numbers"), pair)?;
-        let there = seen.get(&addr).cloned().unwrap_or_default();
+        let there = stood.get(&addr).cloned().unwrap_or_default();
         let at = |number| there.iter().position(|&value| value == number);
         let near = [format!("at {addr:#x} stood {there:x?}")];
         let in_order = at(host).zip(at(guest)).is_some_and(|(first, then)| first < then);
         let what = format!("{name}: {host:08X} of the host, then {guest:08X} of the guest");
         look.wants_near(format!("{what} in guest memory at {addr:#x}"), in_order, &near);
         look.wants_same(format!("{name}: what the guest read"), Some(host), hex(2));
+        look.wants(format!("{name}: {host:08X} in a register of the guest"), had.contains(&host));
+        look.wants(format!("{name}: {guest:08X} in a register of the guest"), had.contains(&guest));
     }
     Ok(())
 }
 
 fn a_rom_is_read_and_never_written(look: &mut Look) -> Result<()> {
-    let (ran, seen) = last_words(look)?;
+    let Touched { ran, stood, .. } = touched(look)?;
     let slots = ran.slots();
     let rom = slots
         .iter()
@@ -148,7 +159,7 @@ fn a_rom_is_read_and_never_written(look: &mut Look) -> Result<()> {
     });
     let written = look.needs("an exit for the guest's write to it", written)?;
     look.forbids("a write of what stands there already", written == number.to_le_bytes());
-    let values = seen.get(&last).cloned().unwrap_or_default();
+    let values = stood.get(&last).cloned().unwrap_or_default();
     look.wants_same("what stands there in the end", Some(&number), values.last());
     let reads = |exit: &What| matches!(exit, What::Read { addr, .. } if (rom.start..rom.end()).contains(addr));
     look.forbids("an exit for a read of it", ran.exits().iter().any(|exit| reads(&exit.what)));
@@ -231,14 +242,14 @@ fn the_dirty_log_names_the_pages_that_were_written(look: &mut Look) -> Result<()
     let count = look.random(3..12) as usize;
     let pages = look.random_set(count, 0..512);
     let list: Vec<_> = pages.iter().map(u64::to_string).collect();
-    let seen = RefCell::new(BTreeSet::new());
+    let mut seen = BTreeSet::new();
     let ran = look
         .program(&["--touch", &list.join(",")])
         .at_exit(|_, guest| {
             // The log's slot is a bank above 4 GiB: which of its pages hold something?
             for page in 0..512 {
                 if guest.read(HOLE_END + page * 4096, 4).is_ok_and(|bytes| bytes != [0; 4]) {
-                    seen.borrow_mut().insert(page);
+                    seen.insert(page);
                 }
             }
             Ok(())
@@ -257,7 +268,7 @@ fn the_dirty_log_names_the_pages_that_were_written(look: &mut Look) -> Result<()
         full.and_then(|full| logs.get(full + 1)).is_some_and(|log| log.2.is_empty()),
         &near,
     );
-    look.wants("the guest wrote to these pages", pages.iter().all(|p| seen.borrow().contains(p)));
+    look.wants("the guest wrote to these pages", pages.iter().all(|page| seen.contains(page)));
     look.wants_in("the program says the same", &format!("gives  {pages:?}"), &ran.out());
     Ok(())
 }
