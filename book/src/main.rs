@@ -3,7 +3,8 @@
 //!
 //! A note shows the project's own code and its programs' own output. So that neither can drift, excerpts are taken
 //! from the sources when the book is built ([`excerpts`]), and what a command printed is made anew by the command
-//! that stands above it ([`experiments`]). Links of all Markdown files are followed ([`links`]).
+//! that stands above it ([`experiments`]). Links of all Markdown files are followed ([`links`]), and what is there in two
+//! languages is compared ([`translations`]).
 
 mod excerpts;
 mod experiments;
@@ -11,6 +12,7 @@ mod html;
 mod links;
 mod reports;
 mod search;
+mod translations;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -31,11 +33,12 @@ enum Task {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Try: cargo xtask book --open        read it in a browser
-     cargo xtask book --refresh     run the commands in the notes, and paste what they print
-     cargo xtask book --check       the same commands must print what the notes show
+     cargo xtask book --refresh     run the commands in notes and READMEs, paste what they print
+     cargo xtask book --check       the same commands must print what is shown
 
-A block of a note that is run looks so; its first line is the command, for a POSIX
-shell, and `varies` names by a regular expression what differs from run to run:
+A block of a note or README that is run looks so; its first line is the command,
+for a POSIX shell, and `varies` names by a regular expression what differs from run
+to run:
 
      <!-- varies: [0-9A-F]{8} -->
      ```console
@@ -43,17 +46,19 @@ shell, and `varies` names by a regular expression what differs from run to run:
      ...
      ```
 
-All run in one session of the lab, so that they print the same everywhere.")]
+All run in the lab, so that they print the same everywhere. A block that cannot be
+run is named `sh-session`: someone types into it, or it takes a network, root,
+other files, a certain host, or many minutes.")]
 struct BookArgs {
     /// Show the book in a browser (xdg-open)
     #[arg(long)]
     open: bool,
 
-    /// Run the notes' commands, and paste what they print where it has changed
+    /// Run the commands in notes and READMEs, and paste what they print where it has changed
     #[arg(long, conflicts_with = "check")]
     refresh: bool,
 
-    /// Run the notes' commands, and fail if a note shows something else
+    /// Run the commands in notes and READMEs, and fail if one shows something else
     #[arg(long)]
     check: bool,
 }
@@ -85,6 +90,8 @@ fn main() -> ExitCode {
 fn book(args: &BookArgs) -> Result<()> {
     let mut faults = links::check(root())?;
     faults.extend(excerpts::check(root())?);
+    faults.extend(experiments::check(root())?);
+    faults.extend(translations::check(root())?);
     if args.refresh || args.check {
         faults.extend(experiments::run(root(), &target(), args.refresh)?);
     }
