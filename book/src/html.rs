@@ -1,5 +1,6 @@
 //! The book itself, by mdBook.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use mdbook_driver::MDBook;
 use regex::{Captures, Regex};
 use tracing::Level;
 
-use crate::search;
+use crate::{links, search};
 
 /// What mdBook has to complain of.
 #[derive(Clone, Default)]
@@ -53,38 +54,67 @@ pub fn build(root: &Path, to: &Path) -> Result<PathBuf> {
     let complaints = complaints.text();
     ensure!(complaints.is_empty(), "mdBook has warnings:\n{complaints}");
     search::replace(to)?;
-    lead_to_the_repository(root, to)?;
+    finish(root, to)?;
     Ok(to.join("index.html"))
 }
 
-/// Links that lead out of the notes lead to the files of this checkout, as far as the book is from there.
-fn lead_to_the_repository(root: &Path, book: &Path) -> Result<()> {
-    let prefix = match book.strip_prefix(root) {
+/// Does what is to be done to each page.
+fn finish(root: &Path, book: &Path) -> Result<()> {
+    let to_root = match book.strip_prefix(root) {
         Ok(inside) => "../".repeat(inside.components().count()),
         Err(_) => format!("file://{}/", root.display()),
     };
-    for entry in book.read_dir().with_context(|| format!("cannot read {}", book.display()))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "html") {
-            let page = fs::read_to_string(&path)?;
-            fs::write(&path, relinked(&page, root, &prefix))
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
+    let mut files = Vec::new();
+    links::walk(book, &mut files)?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "html"));
+    for path in files {
+        let folder = path.parent().unwrap_or(book);
+        let depth = folder.strip_prefix(book).map_or(0, |inside| inside.components().count());
+        let page = relinked(&fs::read_to_string(&path)?, root, &to_root, depth);
+        fs::write(&path, with_captions(&page, folder)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-/// A page of the book's only folder, with its links to other folders below `root` begun with `prefix`.
-fn relinked(page: &str, root: &Path, prefix: &str) -> String {
-    let outside = Regex::new(r##"href="\.\./([^"#]*)"##).expect("a pattern");
+/// A page which lies `depth` folders deep, with its links out of the book leading to the files of this checkout, which
+/// lie at `to_root` for a page that is not in a folder.
+fn relinked(page: &str, root: &Path, to_root: &str, depth: usize) -> String {
+    let up = "../".repeat(depth);
+    let outside =
+        Regex::new(&format!(r##"href="{}\.\./([^"#]*)"##, regex::escape(&up))).expect("a pattern");
+    let inside = if to_root.starts_with("../") { &*up } else { "" };
     let relinked = outside.replace_all(page, |found: &Captures<'_>| {
         let path = &found[1];
         // mdBook takes all Markdown for its own.
         let markdown = path.strip_suffix(".html").map(|path| format!("{path}.md"));
         let markdown = markdown.filter(|path| root.join(path).is_file());
-        format!("href=\"{prefix}{}", markdown.as_deref().unwrap_or(path))
+        format!("href=\"{inside}{to_root}{}", markdown.as_deref().unwrap_or(path))
     });
     relinked.into_owned()
+}
+
+/// A page of `folder` with the captions of its recordings in it: a browser reads no files for them where the page is a
+/// file itself.
+fn with_captions(page: &str, folder: &Path) -> Result<String> {
+    let track = Regex::new(r#"(<track\b[^>]*\bsrc=")([^":]+\.vtt)""#).expect("a pattern");
+    let mut with = String::with_capacity(page.len());
+    let mut done = 0;
+    for found in track.captures_iter(page) {
+        let path = folder.join(&found[2]);
+        let captions =
+            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let whole = found.get_match();
+        with += &page[done..whole.start()];
+        with += &found[1];
+        with += "data:text/vtt,";
+        captions.iter().for_each(|byte| {
+            let _ = write!(with, "%{byte:02X}");
+        });
+        with.push('"');
+        done = whole.end();
+    }
+    Ok(with + &page[done..])
 }
 
 #[cfg(test)]
@@ -97,6 +127,22 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let expected =
             r##"<a href="../../README.md#x"> <a href="../../common/"> <a href="week01.html">"##;
-        assert_eq!(relinked(page, root, "../../"), expected);
+        assert_eq!(relinked(page, root, "../../", 0), expected);
+
+        let deep = r#"<a href="../../README.html"> <a href="../week01.html">"#;
+        let expected = r#"<a href="../../../README.md"> <a href="../week01.html">"#;
+        assert_eq!(relinked(deep, root, "../../", 1), expected);
+        let expected = r#"<a href="file:///x/README.md"> <a href="../week01.html">"#;
+        assert_eq!(relinked(deep, root, "file:///x/", 1), expected);
+    }
+
+    #[test]
+    fn captions_are_in_the_page_and_those_that_are_missing_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.ko.vtt"), "W\n한").unwrap();
+        let page = |src: &str| format!("<p><track kind=\"captions\" src=\"{src}\" default></p>");
+        let with = |src: &str| with_captions(&page(src), dir.path());
+        assert_eq!(with("a.ko.vtt").unwrap(), page("data:text/vtt,%57%0A%ED%95%9C"));
+        assert!(with("b.vtt").unwrap_err().to_string().contains("b.vtt"));
     }
 }
