@@ -7,6 +7,8 @@
 
 #[cfg(feature = "stage07")]
 mod display;
+#[cfg(feature = "stage08")]
+mod record;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
@@ -138,6 +140,19 @@ impl Console {
         self.screen.clone()
     }
 
+    /// Has all that is printed from here on written to a new file, too, with its times: an asciicast v2.
+    #[cfg(feature = "stage08")]
+    pub fn record(&self, path: &std::path::Path) -> anyhow::Result<()> {
+        let recorder = record::Recorder::start(path, self.size())?;
+        *lock(&self.screen.shared.recorder) = Some(recorder);
+        let shared = Arc::clone(&self.screen.shared);
+        Ok(self.when_resized(move |columns, rows| {
+            if let Some(recorder) = &mut *lock(&shared.recorder) {
+                recorder.resized(columns, rows);
+            }
+        })?)
+    }
+
     /// Has `f` called whenever a [`Hurried`] screen has room again that it hadn't.
     #[cfg(feature = "stage08")]
     pub fn when_printed(&self, f: impl Fn() + Send + 'static) {
@@ -237,6 +252,10 @@ impl Console {
         // The guest was cut off, as a rule behind its prompt: what comes next begins a line of its own.
         if raw && !ended && drawn.is_none() {
             say("\n");
+        }
+        #[cfg(feature = "stage08")]
+        if let Some(recorder) = lock(&screen.shared.recorder).take() {
+            recorder.tell();
         }
         match ending {
             Ending::PowerOff | Ending::Reset | Ending::Exited(0) | Ending::Left if late => {
@@ -414,6 +433,9 @@ pub struct Screen {
 #[derive(Debug, Default)]
 struct Shared {
     output: Mutex<Output>,
+    /// What else gets all that is printed.
+    #[cfg(feature = "stage08")]
+    recorder: Mutex<Option<record::Recorder>>,
     /// Something was added or printed.
     changed: Condvar,
 }
@@ -471,6 +493,10 @@ impl Screen {
                 };
                 let bytes = bytes.make_contiguous();
                 let printed = out.write_all(bytes).and_then(|()| out.flush());
+                #[cfg(feature = "stage08")]
+                if let Some(recorder) = &mut *lock(&printer.recorder) {
+                    recorder.printed(bytes);
+                }
                 let mut output = lock(&printer.output);
                 output.printing = false;
                 output.printed += bytes.len() as u64;

@@ -6,6 +6,8 @@
 #[cfg(feature = "stage03")]
 pub mod autopsy;
 pub mod cache;
+#[cfg(feature = "cast")]
+pub mod cast;
 #[cfg(feature = "stage08")]
 pub mod config;
 #[cfg(feature = "stage06")]

@@ -1,28 +1,14 @@
 //! A program on a pseudo-terminal: the test waits for what it prints and types the answers.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
 use std::num::NonZero;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Stdio};
-use std::thread;
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
-
-use crate::{Program, TICK, described, keep};
+use crate::{Program, TICK, Terminal, described, keep};
 
 /// A program that runs on a terminal of its own, as its session's controlling one: Ctrl-C and changes of
 /// the window's size reach it as signals. It is killed when the dialogue is dropped.
 pub struct Dialogue {
-    child: Child,
-    // The end of the terminal where the keyboard and the screen would be.
-    screen: File,
-    // The program's end, held open so that the terminal's modes can be read after its end.
-    terminal: OwnedFd,
+    terminal: Terminal,
     command: String,
     program: Program,
     printed: Vec<u8>,
@@ -34,44 +20,19 @@ pub struct Dialogue {
 
 impl Dialogue {
     #[track_caller]
-    pub(crate) fn start(program: Program) -> Self {
-        match Self::try_start(program) {
-            Ok(dialogue) => dialogue,
+    pub(crate) fn start(mut program: Program) -> Self {
+        let terminal = match Terminal::start(&mut program.command, ROWS, COLUMNS) {
+            Ok(terminal) => terminal,
             Err(error) => panic!("a program on a terminal cannot be started: {error}"),
-        }
-    }
-
-    #[expect(unsafe_code, reason = "a controlling terminal is set between fork and exec")]
-    fn try_start(mut program: Program) -> io::Result<Self> {
-        let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        grantpt(&screen)?;
-        unlockpt(&screen)?;
-        let terminal = ioctl_tiocgptpeer(
-            &screen,
-            OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
-        )?;
-        tcsetwinsize(&screen, winsize(ROWS, COLUMNS))?;
-        let end = || terminal.try_clone().map(Stdio::from);
-        program.command.stdin(end()?).stdout(end()?).stderr(end()?).env("TERM", "xterm-256color");
-        // SAFETY: between fork and exec only these two system calls are made, which allocate nothing and
-        // take no lock.
-        unsafe {
-            program.command.pre_exec(|| {
-                rustix::process::setsid()?;
-                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
-                Ok(())
-            });
-        }
-        Ok(Self {
-            child: program.command.spawn()?,
-            screen: screen.into(),
+        };
+        Self {
             terminal,
             command: described(&program.command),
             program,
             printed: Vec::new(),
             window: vt100::Parser::new(ROWS, COLUMNS, 0),
             seen: 0,
-        })
+        }
     }
 
     /// Waits until `text` has been printed since the last `expect`. Panics with everything that was
@@ -87,7 +48,7 @@ impl Dialogue {
             if Instant::now() >= deadline {
                 self.fail(&format!("{text:?} was not printed within {:?}", self.program.patience));
             }
-            if !self.read() && matches!(self.child.try_wait(), Ok(Some(_))) && !self.read() {
+            if !self.read() && self.terminal.has_ended() && !self.read() {
                 if find(&self.printed[self.seen..], text.as_bytes()).is_some() {
                     continue;
                 }
@@ -99,7 +60,7 @@ impl Dialogue {
     /// Types `keys`. Control characters are written as such: `"\x03"` is Ctrl-C, `"\x04"` Ctrl-D.
     #[track_caller]
     pub fn send(&mut self, keys: &str) -> &mut Self {
-        if let Err(error) = self.screen.write_all(keys.as_bytes()) {
+        if let Err(error) = self.terminal.type_in(keys.as_bytes()) {
             self.fail(&format!("{keys:?} cannot be typed: {error}"));
         }
         self
@@ -111,7 +72,7 @@ impl Dialogue {
         let (Some(rows), Some(columns)) = (NonZero::new(rows), NonZero::new(columns)) else {
             self.fail("a window has rows and columns");
         };
-        if let Err(error) = tcsetwinsize(&self.screen, winsize(rows, columns)) {
+        if let Err(error) = self.terminal.resize(rows, columns) {
             self.fail(&format!("the window cannot be resized: {error}"));
         }
         self.window.screen_mut().set_size(rows, columns);
@@ -143,7 +104,7 @@ impl Dialogue {
         let deadline = Instant::now() + self.program.patience;
         while !seen(self) {
             let more = self.read();
-            if Instant::now() >= deadline || !more && matches!(self.child.try_wait(), Ok(Some(_))) {
+            if Instant::now() >= deadline || !more && self.terminal.has_ended() {
                 let window = crate::indented(&self.window());
                 self.fail(&format!("{otherwise}; the window:\n{window}"));
             }
@@ -172,15 +133,15 @@ impl Dialogue {
     /// changes the modes has to restore them whatever happens.
     #[track_caller]
     pub fn is_raw(&self) -> bool {
-        match tcgetattr(&self.terminal) {
-            Ok(modes) => !modes.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO),
+        match self.terminal.is_raw() {
+            Ok(raw) => raw,
             Err(error) => self.fail(&format!("the terminal has no modes: {error}")),
         }
     }
 
     /// The program's process ID, to send it signals.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.terminal.pid()
     }
 
     /// All that was printed so far, as text with the terminal's line ends (`\r\n`).
@@ -196,8 +157,8 @@ impl Dialogue {
         loop {
             // What it prints has to be taken from the terminal, or it would wait for us.
             let more = self.read();
-            match self.child.try_wait() {
-                Ok(Some(status)) if !more => return status.code().unwrap_or(-1),
+            match self.terminal.status() {
+                Some(status) if !more => return status.code().unwrap_or(-1),
                 _ if Instant::now() >= deadline => {
                     self.fail(&format!("it did not end within {:?}", self.program.patience))
                 }
@@ -219,43 +180,16 @@ impl Dialogue {
 
     /// Takes what is there, after a moment of waiting for it. Whether there was anything.
     fn read(&mut self) -> bool {
-        let moment = Timespec::try_from(TICK).expect("a few milliseconds");
-        let mut fds = [PollFd::new(&self.screen, PollFlags::IN)];
-        match poll(&mut fds, Some(&moment)) {
-            Ok(1..) => {}
-            _ => return false,
-        }
-        let mut buffer = [0; 4096];
-        match self.screen.read(&mut buffer) {
-            Ok(len) => {
-                self.printed.extend(&buffer[..len]);
-                self.window.process(&buffer[..len]);
-                len > 0
-            }
-            Err(_) => {
-                // EIO: the program has closed its end.
-                thread::sleep(TICK);
-                false
-            }
-        }
-    }
-}
-
-impl Drop for Dialogue {
-    fn drop(&mut self) {
-        // Errors mean that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let bytes = self.terminal.read(TICK);
+        self.printed.extend(&bytes);
+        self.window.process(&bytes);
+        !bytes.is_empty()
     }
 }
 
 /// The window's size at first.
 const ROWS: NonZero<u16> = NonZero::new(24).unwrap();
 const COLUMNS: NonZero<u16> = NonZero::new(80).unwrap();
-
-fn winsize(rows: NonZero<u16>, columns: NonZero<u16>) -> Winsize {
-    Winsize { ws_row: rows.get(), ws_col: columns.get(), ws_xpixel: 0, ws_ypixel: 0 }
-}
 
 /// Where `needle` begins in `bytes`.
 fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {

@@ -15,6 +15,7 @@
 mod dialogue;
 mod gdb;
 mod printed;
+mod terminal;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -28,6 +29,7 @@ use std::{env, fmt, fs};
 
 pub use dialogue::Dialogue;
 pub use printed::Printed;
+pub use terminal::Terminal;
 
 /// How long a program may take, and a terminal may stay silent, when a test says nothing else. Far
 /// above what anything needs, since the lab on a busy machine may be ten times slower than a host.

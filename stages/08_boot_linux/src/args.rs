@@ -32,6 +32,7 @@ Try: 08_boot_linux                              Debian's kernel, a shell
      08_boot_linux --net user --append ip=dhcp  a network, without root
      08_boot_linux --kernel small --gdb         the kernel under gdb, from its entry
      echo 'cat /proc/meminfo' | 08_boot_linux   commands from a pipe
+     08_boot_linux --record session.cast        a recording, for asciinema
      08_boot_linux --cpus 2 --print-config > vm.toml
      08_boot_linux --config vm.toml             the same machine from a file
 
@@ -105,6 +106,12 @@ pub struct Args {
 
     #[command(flatten)]
     pub console: console::Flags,
+
+    /// Write all that the console prints to a new file as well, with its times: an asciicast v2, which asciinema plays
+    /// and `cargo xtask record FILE` makes pictures and a film of. It grows to 16 MiB at most. What is typed is in it only
+    /// as far as the guest echoes it
+    #[arg(long, help_heading = "Console", value_name = "FILE")]
+    pub record: Option<PathBuf>,
 
     #[command(flatten)]
     pub trace: trace::Flags,

@@ -53,6 +53,7 @@ fn machine(args: Args) -> Result<Ended> {
     let (stop, stopped) = run::stop();
     let gdb = args.gdb.start(vcpus.len(), args.symbols().as_deref(), gdb::stopping(&stop))?;
     let console = Console::open(&args.console, stop.clone())?;
+    args.record.as_deref().map(|file| console.record(file)).transpose()?;
     let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
     let hvc = options.hvc().then(|| add_hvc(&mut devices, &console, &screen)).transpose()?;
 
