@@ -380,7 +380,7 @@ mod tests {
         .unwrap();
         let at: Vec<_> = film.frames.iter().map(|frame| frame.from).collect();
         assert_eq!(at, [0, 1, 7, 13]);
-        assert_eq!(film.poster, 1);
+        assert_eq!(film.poster, 2);
         assert_eq!(film.frames[3].rows, film.frames[1].rows);
         assert_eq!(film.lines.len(), 4);
         let runs: Vec<_> = film.lines[film.frames[2].rows[1]]
