@@ -159,3 +159,66 @@ pub fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     ensure!(!found.is_empty(), "no .{extension} in {}", folder.display());
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use cli::cast::{Event, Header};
+
+    use super::*;
+
+    /// A recording of a second and a half in a folder of its own.
+    fn recorded() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("short.cast");
+        let at = |ms, event| (Duration::from_millis(ms), event);
+        let cast = Cast {
+            header: Header { poster: Some(1.0), ..Header::new(40, 10) },
+            events: vec![
+                at(0, Event::Marker("가 & <나>\na --> b".into())),
+                at(500, Event::Output("\x1b[1;32m한글\x1b[m text \u{2500}\u{7}".into())),
+                at(1500, Event::Input("Ctrl-A s".into())),
+            ],
+        };
+        fs::write(&path, cast.written().unwrap()).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn the_same_recording_gives_the_same_pictures_and_captions() {
+        let (_dir, path) = recorded();
+        let made = || texts(&read(&path, None).unwrap().0, "short");
+        let files = made();
+        assert_eq!(files, made());
+        let [(_, moving), (_, still), (_, ko), (_, en)] = &files[..] else { panic!("{files:?}") };
+        assert_eq!(ko, "WEBVTT\n\n00:00.000 --> 00:03.900\n가 &amp; &lt;나>\n");
+        assert!(en.ends_with("\na --&gt; b\n"), "{en}");
+        assert!(still.contains(">가 &amp; &lt;나&gt;</text>") && !still.contains("Ctrl-A s"));
+        assert!(moving.contains(">Ctrl-A s</text>") && moving.contains("@keyframes"));
+    }
+
+    #[test]
+    fn a_film_says_which_recording_it_was_made_from() {
+        let (_dir, path) = recorded();
+        let (film, made_from) = read(&path, None).unwrap();
+        for (name, text) in texts(&film, "short") {
+            fs::write(path.with_file_name(name), text).unwrap();
+        }
+        let to = path.with_extension("mp4");
+        if let Err(error) = mp4(&film, &made_from, &to, |_| {}) {
+            // Only what `cargo xtask setup --record` brings may be missing.
+            assert!(error.to_string().contains("setup --record"), "{error:#}");
+            eprintln!("skipped: {error}");
+            return;
+        }
+        assert_eq!(faults(&path).unwrap(), Vec::<String>::new());
+        let first = fs::read(&to).unwrap();
+        mp4(&film, &made_from, &to, |_| {}).unwrap();
+        assert!(first == fs::read(&to).unwrap(), "the same recording gives another film");
+        // Another recording: nothing of what is there was made from it.
+        let text = fs::read_to_string(&path).unwrap().replace("text", "test");
+        fs::write(&path, text).unwrap();
+        let faults = faults(&path).unwrap();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[2].contains("short.mp4 was not made from short.cast"), "{faults:?}");
+    }
+}

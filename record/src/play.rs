@@ -72,10 +72,11 @@ fn shell(folder: &Path) -> Command {
 }
 
 fn prepare(script: &Script, folder: &Path) -> Result<()> {
-    let output = shell(folder).args(["-ec", &script.before]).output().context("cannot start sh")?;
+    let output =
+        shell(folder).args(["-ec", &script.prepare]).output().context("cannot start sh")?;
     let said = String::from_utf8_lossy(&output.stderr);
     let why = said.lines().last().unwrap_or("it gives no reason").to_owned();
-    ensure!(output.status.success(), "what the script does before fails: {why}");
+    ensure!(output.status.success(), "what the script does to prepare fails: {why}");
     Ok(())
 }
 
@@ -285,14 +286,11 @@ mod tests {
     #[test]
     fn a_session_is_the_same_whatever_time_it_took() {
         let script = |sleep: &str| {
-            format!(
-                "before = \"echo kept > file\"\n\
-                 [[step]]\ncaption = {{ ko = \"처음\", en = \"first\" }}\ntype = \"sh ./wait; cat file\"\n\
-                 wait = \"kept\"\n\
-                 [[step]]\nwait = \"$ \"\n\
-                 [[step]]\ntype = \"cat\"\n[[step]]\npress = [\"Ctrl-D\"]\nwait = \"$ \"\nposter = true\n"
-            )
-            .replace("echo kept > file", &format!("echo kept > file; echo {sleep} > wait"))
+            let prepare = format!("prepare = \"echo kept > file; echo {sleep} > wait\"\n");
+            prepare
+                + "[[step]]\ncaption = { ko = \"처음\", en = \"first\" }\ntype = \"sh ./wait; cat file\"\n\
+                   wait = \"kept\"\n[[step]]\nwait = \"$ \"\n[[step]]\ntype = \"cat\"\n\
+                   [[step]]\npress = [\"Ctrl-D\"]\nwait = \"$ \"\nposter = true\n"
         };
         let (quick, _dir) = played(&script(":"));
         let (slow, _dir) = played(&script("sleep 0.4"));
@@ -331,7 +329,7 @@ mod tests {
         let (cast, _dir) = played("[[step]]\ntype = \"exit\"\nwait = \"xx\"\nposter = true\n");
         let error = format!("{:#}", cast.unwrap_err());
         assert!(error.contains("the shell ended without having printed \"xx\""), "{error}");
-        let (cast, _dir) = played("before = \"echo why >&2; false\"\n[[step]]\nposter = true\n");
-        assert!(format!("{:#}", cast.unwrap_err()).contains("before fails: why"));
+        let (cast, _dir) = played("prepare = \"echo why >&2; false\"\n[[step]]\nposter = true\n");
+        assert!(format!("{:#}", cast.unwrap_err()).contains("to prepare fails: why"));
     }
 }

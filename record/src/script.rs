@@ -30,7 +30,7 @@ pub struct Script {
     pub build: Vec<String>,
     /// What a shell does beforehand in the session's own, empty folder, unseen.
     #[serde(default)]
-    pub before: String,
+    pub prepare: String,
     /// What is done, one after the other.
     #[serde(rename = "step")]
     pub steps: Vec<Step>,

@@ -4,7 +4,7 @@
 //! own.
 
 use std::ffi::OsString;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 
@@ -16,6 +16,5 @@ const PROGRAM: &str = "mini-kvm-grade";
 /// Sets up what is missing, builds the program and runs it with its own options. The exit code is the program's.
 pub fn run(options: &[OsString]) -> Result<ExitCode> {
     crate::setup::run(&crate::setup::Args::default())?;
-    let program = workspace::built(PROGRAM)?;
-    workspace::exit_code(Command::new(program).args(options).status(), PROGRAM)
+    workspace::run(PROGRAM, &[], options)
 }

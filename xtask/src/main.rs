@@ -1,8 +1,7 @@
 //! What a maintainer of mini-kvm types: `cargo xtask setup | demo | test | grade | bench | soak | book | reports |
-//! image | grub-image | kernel | rootfs | lab`.
+//! record | image | grub-image | kernel | rootfs | lab`.
 
 mod bench;
-mod book;
 mod demo;
 mod grade;
 mod grub;
@@ -99,6 +98,13 @@ if none did.")]
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
         options: Vec<OsString>,
     },
+    /// Play the stages on a terminal by a script, and make recordings, pictures and films of that
+    #[command(disable_help_flag = true)]
+    Record {
+        /// What `cargo xtask record --help` tells
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        options: Vec<OsString>,
+    },
     /// Write stage 07's own boot disk to a file: MBR, second stage, and a FAT16 partition with the Rust kernel
     #[command(after_help = "\
 Try: cargo xtask image boot.img
@@ -168,8 +174,9 @@ fn main() -> ExitCode {
         Task::Grade { options } => grade::run(&options),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
-        Task::Book { options } => book::run("book", &options),
-        Task::Reports { options } => book::run("reports", &options),
+        Task::Book { options } => workspace::run("book", &["book"], &options),
+        Task::Reports { options } => workspace::run("book", &["reports"], &options),
+        Task::Record { options } => workspace::run("record", &[], &options),
         Task::Image(args) => image::run(&args),
         Task::GrubImage(args) => grub::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Kernel(args) => kernel::run(&args).map(|()| ExitCode::SUCCESS),

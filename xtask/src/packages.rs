@@ -72,7 +72,33 @@ pub const REPORT_TOOLS: &[Tool] = &[
     },
 ];
 
-/// What their text is set in. [`has_korean_font`] says whether there is one.
+/// What films are made with, and the fonts that are drawn in them: where they lie on Debian, and other systems call them
+/// something else.
+pub const RECORD_TOOLS: &[Tool] = &[
+    Tool {
+        command: "ffmpeg",
+        apt: "ffmpeg",
+        dnf: "ffmpeg-free",
+        pacman: "ffmpeg",
+        zypper: "ffmpeg",
+    },
+    Tool {
+        command: "/usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf",
+        apt: "fonts-dejavu-core",
+        dnf: "dejavu-sans-mono-fonts",
+        pacman: "ttf-dejavu",
+        zypper: "dejavu-fonts",
+    },
+    Tool {
+        command: "/usr/share/fonts/truetype/nanum/NanumGothicCoding.ttf",
+        apt: "fonts-nanum-coding",
+        dnf: "naver-nanum-gothic-coding-fonts",
+        pacman: "ttf-nanumgothic_coding",
+        zypper: "nanum-gothic-coding-fonts",
+    },
+];
+
+/// What the reports' text is set in. [`has_korean_font`] says whether there is one.
 pub const KOREAN_FONT: Tool = Tool {
     command: "fc-list",
     apt: "fonts-nanum",
@@ -83,7 +109,7 @@ pub const KOREAN_FONT: Tool = Tool {
 
 /// A command and the package that brings it.
 pub struct Tool {
-    /// Looked for in `PATH`.
+    /// Looked for in `PATH`; or a file, by its whole path.
     pub command: &'static str,
     /// Debian, Ubuntu.
     pub apt: &'static str,

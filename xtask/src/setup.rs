@@ -10,7 +10,9 @@ use cli::cache;
 use lab::parts::Kernel;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::packages::{self, KOREAN_FONT, REPORT_TOOLS, TEST_TOOLS, TOOLS, Tool, ignore_missing};
+use crate::packages::{
+    self, KOREAN_FONT, RECORD_TOOLS, REPORT_TOOLS, TEST_TOOLS, TOOLS, Tool, ignore_missing,
+};
 use crate::progress::{Step, step};
 use crate::{grub, initramfs};
 
@@ -52,6 +54,10 @@ pub struct Args {
     /// Bring the tools, too, that set the reports' pages
     #[arg(long)]
     pub reports: bool,
+
+    /// Bring ffmpeg and the fonts, too, that films of `cargo xtask record` are made with
+    #[arg(long)]
+    pub record: bool,
 }
 
 /// What set-up has found and done.
@@ -86,6 +92,9 @@ impl Missing {
         let lab = !args.no_lab && (lab_kernel || !tools.is_empty() || !lab::is_ready());
         if args.tests {
             tools.extend(lacking(TEST_TOOLS));
+        }
+        if args.record {
+            tools.extend(lacking(RECORD_TOOLS));
         }
         if args.reports {
             tools.extend(lacking(REPORT_TOOLS));

@@ -1,5 +1,6 @@
 //! Where things stand in the workspace.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
@@ -43,6 +44,12 @@ pub fn built(program: &str) -> Result<PathBuf> {
     let build = cargo().args(["build", "--quiet", "--bin", program]).status();
     ensure!(build.context("cannot start cargo")?.success(), "{program} does not build");
     Ok(target().join("debug").join(program))
+}
+
+/// Builds such a program, and runs it with `words` and then with its own `options`.
+pub fn run(program: &str, words: &[&str], options: &[OsString]) -> Result<ExitCode> {
+    let status = Command::new(built(program)?).args(words).args(options).status();
+    exit_code(status, program)
 }
 
 /// The exit code of `program`, which was run, as ours.

@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cli::cache;
+use cli::cast::{Cast, Event};
 use common::bus::{Bus, shared};
 use common::error::{Blame, Blamed};
 use common::i8042::{self, I8042};
@@ -357,16 +358,47 @@ fn a_vmlinux_finds_memory_on_both_sides_of_the_hole_and_restarts() {
 
 #[test]
 fn a_text_can_end_the_machine() {
-    let ran = boot(&["--exit-when", "reached user space"], "");
-    ran.ended(0);
+    let dir = tempfile::tempdir().unwrap();
+    let recording = text(&dir.path().join("boot.cast"));
+    let ran = boot(&["--exit-when", "reached user space", "--record", &recording], "");
+    ran.ended(0).stderr_has(&format!("recorded to {recording}\n"));
     assert!(ran.out().ends_with("reached user space"), "something follows the text");
+    let cast = recorded(&recording);
+    assert_eq!((cast.header.width, cast.header.height), (80, 24));
+    assert_eq!(printed(&cast), ran.out());
+    let (last, _) = cast.events.last().unwrap();
+    assert!(*last < ran.took && *last > Duration::from_millis(100), "{last:?} of {:?}", ran.took);
+
+    // It may be somebody's only one.
+    let before = fs::read(&recording).unwrap();
+    program().args(["--record", &recording]).run().refused(2, "boot.cast: it is there already");
+    assert_eq!(fs::read(&recording).unwrap(), before);
+    let nowhere = text(&dir.path().join("no/boot.cast"));
+    program().args(["--record", &nowhere]).run().refused(2, "cannot record to ");
+}
+
+/// A recording, read as the package `record` reads it.
+fn recorded(path: &str) -> Cast {
+    Cast::parse(&fs::read(path).unwrap()).unwrap()
+}
+
+/// All that was printed in it.
+fn printed(cast: &Cast) -> String {
+    let output = |(_, event): &(Duration, Event)| match event {
+        Event::Output(text) => Some(text.clone()),
+        _ => None,
+    };
+    cast.events.iter().filter_map(output).collect()
 }
 
 #[test]
 fn a_person_at_a_terminal_gets_every_key_through_and_the_terminal_back() {
-    let mut guest: Dialogue = program().on_terminal();
+    let dir = tempfile::tempdir().unwrap();
+    let recording = text(&dir.path().join("person.cast"));
+    let mut guest: Dialogue = program().args(["--record", &recording]).on_terminal();
     guest.expect(PROMPT);
     assert!(guest.is_raw());
+    guest.resize(30, 100);
     guest.send("\x01h").expect("Ctrl-A x").expect("leave");
     // Ctrl-C goes to the guest, and ends what runs there.
     // One process: Ctrl-C between two of them would reach the shell only, which then waits for the second.
@@ -374,6 +406,12 @@ fn a_person_at_a_terminal_gets_every_key_through_and_the_terminal_back() {
     guest.send("\x01x");
     assert_eq!(guest.end(), 0);
     assert!(!guest.is_raw());
+    let cast = recorded(&recording);
+    let text = printed(&cast);
+    assert!(text.contains("\n42\r\n") && text.ends_with(PROMPT), "{text}");
+    // What the program itself says is not the guest's.
+    assert!(!text.contains("Ctrl-A x"), "{text}");
+    assert!(cast.events.iter().any(|(_, event)| *event == Event::Resize(100, 30)), "{cast:?}");
 }
 
 #[test]
