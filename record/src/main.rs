@@ -59,7 +59,7 @@ struct Args {
     #[arg(long)]
     no_mp4: bool,
 
-    /// Make nothing but a PNG of the moment SECS
+    /// Make nothing but a PNG of the moment SECS, in target/record
     #[arg(long, value_name = "SECS", value_parser = moment)]
     png: Option<Duration>,
 
@@ -133,7 +133,7 @@ fn play(path: &Path, cast: &Path) -> Result<()> {
     build(&script.build)?;
     let steps = script.steps.len();
     cli::eprintln!("{stem}: {steps} steps");
-    let session = root().join("target/record").join(&stem);
+    let session = sessions().join(&stem);
     let recorded = play::play(&script, &session, |number, what| {
         cli::eprintln!("    {number:3}/{steps} {what}");
     });
@@ -159,7 +159,7 @@ fn render(cast: &Path, to: &Path, idle: Option<Duration>, args: &Args) -> Result
     let (film, made_from) = files::read(cast, idle)?;
     let stem = files::stem(cast)?;
     if let Some(at) = args.png {
-        let path = to.join(format!("{stem}.{}.png", at.as_secs_f64()));
+        let path = sessions().join(format!("{stem}.{}.png", at.as_secs_f64()));
         files::png(&film, at, &path)?;
         cli::println!("{}", path.display());
         return Ok(());
@@ -236,6 +236,11 @@ fn scripts() -> Result<Vec<PathBuf>> {
 /// Where their recordings are kept: the book takes them along.
 fn recordings() -> PathBuf {
     root().join("notes/recordings")
+}
+
+/// Where sessions have their folders, and single pictures are put.
+fn sessions() -> PathBuf {
+    root().join("target/record")
 }
 
 /// The repository's folder.
