@@ -238,6 +238,7 @@ fn kvm_refuses_what_is_no_slot(look: &mut Look) -> Result<()> {
     Ok(())
 }
 
+// ANCHOR: dirty_log
 fn the_dirty_log_names_the_pages_that_were_written(look: &mut Look) -> Result<()> {
     let count = look.random(3..12) as usize;
     let pages = look.random_set(count, 0..512);
@@ -272,3 +273,4 @@ fn the_dirty_log_names_the_pages_that_were_written(look: &mut Look) -> Result<()
     look.wants_in("the program says the same", &format!("gives  {pages:?}"), &ran.out());
     Ok(())
 }
+// ANCHOR_END: dirty_log
