@@ -132,6 +132,13 @@ impl<'c> Program<'c> {
         self
     }
 
+    /// For an ioctl that KVM has just answered in what its argument points to: what stands there instead. The answer
+    /// in the record is then the forged one.
+    pub fn forge(mut self, forge: impl FnMut(&Call) -> Option<Vec<u8>> + 'c) -> Self {
+        self.wishes.forge = Some(Box::new(forge));
+        self
+    }
+
     /// Leaves `KVM_RUN` alone: no exits are recorded, and the guest is as quick as it is without a witness.
     pub fn without_exits(mut self) -> Self {
         self.wishes.no_exits = true;

@@ -141,13 +141,26 @@ impl Guest<'_> {
     /// # Errors
     /// No memslot has all of these bytes.
     pub fn read(&self, addr: u64, len: usize) -> Result<Vec<u8>> {
+        self.memory.read(self.host(addr, len)?, len)
+    }
+
+    /// Puts other bytes there: what the program then says of its guest cannot have been written down before.
+    ///
+    /// # Errors
+    /// See [`Self::read`].
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
+        self.memory.write(self.host(addr, bytes.len())?, bytes)
+    }
+
+    /// Where the program has these bytes of guest memory.
+    fn host(&self, addr: u64, len: usize) -> Result<u64> {
         let fits = |slot: &&Slot| {
             let offset = addr.checked_sub(slot.start);
             offset.is_some_and(|offset| offset.saturating_add(len as u64) <= slot.size)
         };
         let slot = self.slots.values().find(fits);
         let slot = slot.with_context(|| format!("no memslot has {len} bytes at {addr:#x}"))?;
-        self.memory.read(slot.host + (addr - slot.start), len)
+        Ok(slot.host + (addr - slot.start))
     }
 
     /// A number of 32 bits there.
@@ -248,5 +261,11 @@ impl Memory {
         let read = self.file()?.read_exact_at(&mut bytes, addr);
         read.with_context(|| format!("cannot read {len} bytes of the program at {addr:#x}"))?;
         Ok(bytes)
+    }
+
+    /// Puts bytes there.
+    pub(super) fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file()?.write_all_at(bytes, addr);
+        written.with_context(|| format!("cannot write to the program at {addr:#x}"))
     }
 }

@@ -42,6 +42,9 @@ pub type AtExit<'c> = dyn FnMut(&Exit, &mut Guest<'_>) -> Result<()> + 'c;
 /// What a program is to be told instead of what KVM said: a result, or an errno below zero.
 pub type Pretend<'c> = dyn FnMut(&Call) -> Option<i64> + 'c;
 
+/// What the argument of an ioctl is to hold instead of KVM's answer.
+pub type Forge<'c> = dyn FnMut(&Call) -> Option<Vec<u8>> + 'c;
+
 /// What a criterion wants of the witness besides the record.
 #[derive(Default)]
 pub struct Wishes<'c> {
@@ -49,6 +52,8 @@ pub struct Wishes<'c> {
     pub at_exit: Option<Box<AtExit<'c>>>,
     /// See [`Pretend`].
     pub pretend: Option<Box<Pretend<'c>>>,
+    /// See [`Forge`].
+    pub forge: Option<Box<Forge<'c>>>,
     /// Leave `KVM_RUN` alone: for guests whose exits are too many to stop at, and for what is measured.
     pub no_exits: bool,
 }
@@ -270,6 +275,10 @@ impl<'c> Witness<'c> {
         let name =
             ioctl::known(request).map_or("an ioctl unknown to the grader", |known| known.name);
         let mut call = Call { at: 0, name, on, arg, given, answer, result };
+        if let Some(forged) = self.wishes.forge.as_mut().and_then(|forge| forge(&call)) {
+            process.memory.write(arg, &forged)?;
+            call.answer = forged;
+        }
         if let Some(pretend) = self.wishes.pretend.as_mut().and_then(|pretend| pretend(&call)) {
             regs.rax = pretend as u64;
             ptrace::setregs(thread, regs)?;

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
@@ -26,7 +26,8 @@ impl Memory {
             return Ok(file);
         }
         let path = format!("/proc/{}/mem", self.pid);
-        let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.with_context(|| format!("cannot open {path}"))?;
         Ok(self.file.get_or_init(|| file))
     }
 }
