@@ -1,4 +1,4 @@
-//! `--watchdog` of stages 06 to 08, and the report on a guest that died.
+//! `--watchdog` of stages 03 to 08, and the report on a guest that died.
 
 use std::time::Duration;
 

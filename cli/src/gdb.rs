@@ -15,8 +15,7 @@ use crate::Ended;
 pub(crate) const HELP: &str = "\
 Debugger: with --gdb the guest waits before its first instruction until gdb is
 there: gdb -ex 'target remote :1234', which works again and again. Each vCPU is a
-thread. `monitor help` in gdb tells what there is beyond gdb's own commands.
---trace=step steps by itself, and so has no place beside it.";
+thread. `monitor help` in gdb tells what there is beyond gdb's own commands.";
 
 /// The command line's part of the debugger.
 #[derive(Args, Clone, Debug, Default)]

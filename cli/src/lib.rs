@@ -13,6 +13,8 @@ pub mod config;
 #[cfg(feature = "stage06")]
 pub mod console;
 #[cfg(feature = "stage03")]
+pub mod debug;
+#[cfg(feature = "stage03")]
 pub mod gdb;
 #[cfg(feature = "stage07")]
 pub mod keys;
@@ -24,7 +26,7 @@ pub mod manual;
 pub mod screen;
 pub mod size;
 #[cfg(feature = "stage03")]
-pub mod trace;
+mod trace;
 
 use std::fmt::Arguments;
 use std::io::{self, Write};

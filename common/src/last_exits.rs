@@ -43,6 +43,25 @@ pub struct Request {
     pub len: u32,
 }
 
+impl Request {
+    /// One of `len` bytes, by accesses of `size` bytes each.
+    #[cfg(feature = "stage03")]
+    pub(crate) fn new(space: Space, addr: u64, size: usize, write: bool, len: usize) -> Self {
+        // KVM's own fields are as small.
+        Self { space, addr, size: size as u8, write, len: len as u32 }
+    }
+}
+
+/// What is asked, for a sentence: `port 0x64`.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.space {
+            Space::Port => write!(f, "port {:#x}", self.addr),
+            Space::Memory => write!(f, "address {:#x}", self.addr),
+        }
+    }
+}
+
 /// One exit that the guest made, as it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastExit {
@@ -153,11 +172,10 @@ impl LastExits {
     }
 
     /// Adds one, and gives it its number.
-    pub(crate) fn push(&mut self, exit: LastExit) -> u64 {
+    pub(crate) fn push(&mut self, exit: LastExit) {
         let number = self.count + 1;
         self.ring[self.count as usize % KEPT] = LastExit { number, ..exit };
         self.count = number;
-        number
     }
 
     /// The last one, if it is a read that still waits for its answer.

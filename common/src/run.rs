@@ -17,13 +17,10 @@ use vmm_sys_util::errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 pub use crate::autopsy::Cause;
-use crate::autopsy::Watchdog;
 use crate::bus::Bus;
-use crate::deadline;
 use crate::error::{Blame, Blamed};
 use crate::gdb::Gdb;
 use crate::hypercall::End;
-use crate::last_exits::{Request, Space};
 use crate::vcpu::{self, Exit, Vcpu};
 
 /// Why the vCPUs could not be run.
@@ -46,9 +43,6 @@ pub enum Error {
     /// `KVM_RUN` itself failed.
     #[error(transparent)]
     Vcpu(#[from] vcpu::Error),
-    /// The watchdog cannot call the vCPUs back.
-    #[error(transparent)]
-    Watchdog(#[from] deadline::Error),
 }
 
 impl Blamed for Error {
@@ -136,19 +130,13 @@ impl End for Stop {
 pub struct Stopped {
     stop: Stop,
     gdb: Gdb,
-    watchdog: Option<Watchdog>,
     receiver: Receiver<Result<Ending, Error>>,
 }
 
 impl Stopped {
-    /// Has a debugger stop the vCPUs, too.
-    pub fn under(self, gdb: Gdb) -> Self {
-        Self { gdb, ..self }
-    }
-
-    /// Has the machine end when it hangs, too.
-    pub fn or_hung(self, watchdog: Option<Watchdog>) -> Self {
-        Self { watchdog, ..self }
+    /// Has a debugger let go of the vCPUs that it holds, too.
+    pub fn under(self, gdb: &Gdb) -> Self {
+        Self { gdb: gdb.clone(), ..self }
     }
 
     /// How the machine ended, if it has; for who runs no vCPU, such as a test of a device.
@@ -161,7 +149,7 @@ impl Stopped {
 pub fn stop() -> (Stop, Stopped) {
     let (sender, receiver) = channel();
     let stop = Stop { asked: Arc::default(), sender };
-    (stop.clone(), Stopped { stop, gdb: Gdb::default(), watchdog: None, receiver })
+    (stop.clone(), Stopped { stop, gdb: Gdb::default(), receiver })
 }
 
 /// How long a vCPU may take to leave once the machine has ended.
@@ -192,18 +180,17 @@ pub fn run(
     register_signal_handler(kick, interrupt).map_err(Error::Signal)?;
 
     let buses = Arc::new((ports, mmio));
-    let Stopped { stop, gdb, watchdog, receiver } = stopped;
+    let Stopped { stop, gdb, receiver } = stopped;
     let mut threads = Vec::new();
     for vcpu in vcpus {
         let id = vcpu.id();
         let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
-        let (gdb, watchdog) = (gdb.clone(), watchdog.clone());
         let mut vcpu = vcpu;
         // ANCHOR: thread
         let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
             let (ports, mmio) = (&buses.0, &buses.1);
-            if let Err(error) = run_one(&mut vcpu, ports, mmio, &its_stop, &gdb, watchdog) {
+            if let Err(error) = run_one(&mut vcpu, ports, mmio, &its_stop) {
                 its_stop.send(Err(error));
             }
             finish(vcpu, &buses.0, &buses.1).ok()
@@ -269,44 +256,21 @@ impl Drop for ReportPanic {
 extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// One vCPU's loop.
-fn run_one(
-    vcpu: &mut Vcpu,
-    ports: &Bus,
-    mmio: &Bus,
-    stop: &Stop,
-    gdb: &Gdb,
-    watchdog: Option<Watchdog>,
-) -> Result<(), Error> {
-    let mut watch = watchdog.map(|watchdog| watchdog.watch(vcpu)).transpose()?;
-    let device = |request: &Request| match request.space {
-        Space::Port => ports.name(request.addr),
-        Space::Memory => mmio.name(request.addr),
-    };
+fn run_one(vcpu: &mut Vcpu, ports: &Bus, mmio: &Bus, stop: &Stop) -> Result<(), Error> {
     while !stop.asked() {
-        gdb.before_run(vcpu)?;
-        if stop.asked() {
-            break;
-        }
-        let cause = match (&mut vcpu.run()?, &mut watch) {
-            // `before_run` tells gdb of it.
-            (Exit::Debug(_), _) if gdb.is_on() => None,
-            (Exit::Interrupted, Some(watch)) => watch.look(vcpu, device)?.map(Cause::Hang),
-            (exit, _) => answer(exit, ports, mmio),
-        };
-        if let Some(cause) = cause {
+        if let Some(cause) = answer(&mut vcpu.run()?, ports, mmio) {
             let rip = vcpu.regs().map_or(0, |regs| regs.rip);
-            gdb.leave(vcpu);
+            vcpu.leave()?;
             stop.now(Ending::Crashed(Crash { vcpu: vcpu.id(), rip, cause }));
         }
     }
-    gdb.leave(vcpu);
     Ok(())
 }
 
 /// Has KVM finish the instruction behind the last exit, which has been answered: it does so when `KVM_RUN` is called
 /// again. An access that crosses from one page to another takes one more exit.
 fn finish(mut vcpu: Vcpu, ports: &Bus, mmio: &Bus) -> Result<Vcpu, vcpu::Error> {
-    vcpu.end_watch()?;
+    vcpu.leave()?;
     vcpu.set_immediate_exit(true);
     loop {
         match vcpu.run()? {

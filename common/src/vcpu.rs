@@ -5,7 +5,7 @@
 //! the page says what it was. That is an [`Exit`], and a monitor is a loop around it. The last of them are kept.
 
 use std::sync::Arc;
-use std::{fmt, slice};
+use std::{fmt, mem, slice};
 
 pub use kvm_bindings::CpuId;
 use kvm_bindings::{
@@ -19,6 +19,9 @@ use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuExit, VcpuFd};
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
+#[cfg(feature = "stage03")]
+use crate::autopsy::Hang;
+use crate::deadline;
 use crate::error::{Blame, Blamed};
 use crate::journal::Journal;
 use crate::last_exits::{self, LastExit, LastExits, Request, Space};
@@ -50,6 +53,9 @@ pub enum Error {
     /// The entry point of a real-mode program is out of reach of a 16-bit instruction pointer.
     #[error("a real-mode program starts below 64 KiB, not at {0:#x}")]
     RealModeEntry(u64),
+    /// A vCPU cannot be called back from its guest.
+    #[error(transparent)]
+    Signal(#[from] deadline::Error),
 }
 
 impl Blamed for Error {
@@ -114,8 +120,12 @@ pub enum Exit<'a> {
         /// `KVM_SYSTEM_EVENT_*`.
         kind: u32,
     },
-    /// `KVM_RUN` was interrupted by a signal or by `immediate_exit` before the guest did anything.
+    /// `KVM_RUN` was interrupted by a signal or by `immediate_exit` before the guest did anything, or a [`Watcher`] had
+    /// the guest stop, whose business that is.
     Interrupted,
+    /// No exit of KVM's: the [`Watchdog`](crate::autopsy::Watchdog) has found that the guest gets nowhere.
+    #[cfg(feature = "stage03")]
+    Hang(Hang),
     /// Any other reason, by its number in the KVM API.
     Other(u32),
 }
@@ -143,6 +153,8 @@ impl fmt::Display for Exit<'_> {
             Self::Debug(_) => f.write_str("KVM_EXIT_DEBUG"),
             Self::SystemEvent { kind } => write!(f, "KVM_EXIT_SYSTEM_EVENT {kind}"),
             Self::Interrupted => f.write_str("KVM_EXIT_INTR"),
+            #[cfg(feature = "stage03")]
+            Self::Hang(hang) => write!(f, "it hangs, {hang}"),
             Self::Other(reason) => write!(f, "exit reason {reason}, which no stage knows"),
         }
     }
@@ -172,18 +184,18 @@ impl InternalError {
     }
 }
 
-/// Who watches a vCPU around each `KVM_RUN`: the trace.
+/// Who looks on at a vCPU around each `KVM_RUN`: gdb, the watchdog, the trace.
 pub trait Watcher: Send + fmt::Debug {
     /// `KVM_RUN` is about to be called. What the last exit was for has been dealt with: `data` is what the guest wrote
-    /// or what it is given.
-    fn before_run(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), Error>;
+    /// or what it is given. Returns what [`run`](Vcpu::run) comes back with instead, if the guest shall not run now.
+    fn before_run(&mut self, vcpu: &mut Vcpu, data: &[u8]) -> Result<Option<Exit<'static>>, Error>;
 
     /// `KVM_RUN` has come back for `exit`, which has no number if it is a single step or a signal. Says whether
-    /// that is a single step of the watcher's own, which the run loop sees as an interruption.
+    /// that is the watcher's own doing: the run loop sees an interruption, and those who look on behind it see nothing.
     fn after_run(&mut self, exit: &LastExit) -> bool;
 
     /// There will be no `KVM_RUN` any more, as before it otherwise.
-    fn end(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), Error>;
+    fn leave(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), Error>;
 }
 
 /// Where a guest stands while it doesn't run.
@@ -211,13 +223,13 @@ pub struct Vcpu {
     journal: Journal,
     /// Whether KVM leaves RIP in `struct kvm_run`.
     tells_rip: bool,
-    watcher: Option<Box<dyn Watcher>>,
+    watchers: Vec<Box<dyn Watcher>>,
 }
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
         // A vCPU that cannot be asked any more tells nothing.
-        let _ = self.end_watch();
+        let _ = self.leave();
     }
 }
 
@@ -238,7 +250,7 @@ impl Vcpu {
         }
         let (vm, standing) = (Arc::clone(vm), Standing::Between);
         let (last_exits, journal) = (LastExits::default(), Journal::default());
-        Ok(Self { fd, vm, id, last_exits, standing, journal, tells_rip, watcher: None })
+        Ok(Self { fd, vm, id, last_exits, standing, journal, tells_rip, watchers: Vec::new() })
     }
     // ANCHOR_END: new
 
@@ -267,15 +279,25 @@ impl Vcpu {
         &self.journal
     }
 
-    /// Has `watcher` watch it from now on.
-    pub fn set_watcher(&mut self, watcher: Box<dyn Watcher>) {
-        self.watcher = Some(watcher);
+    /// Has `watcher` look on from now on, behind those that do so already.
+    pub fn add_watcher(&mut self, watcher: impl Watcher + 'static) {
+        self.watchers.push(Box::new(watcher));
     }
 
-    /// Lets the watcher tell of the last exit: nothing is told of what comes.
-    pub fn end_watch(&mut self) -> Result<(), Error> {
+    /// There will be no [`run`](Self::run) any more: whoever looks on has the last word.
+    pub fn leave(&mut self) -> Result<(), Error> {
         let page: *const kvm_run = self.fd.get_kvm_run();
-        self.watcher.take().map_or(Ok(()), |mut watcher| watcher.end(self, data(page)))
+        let watchers = mem::take(&mut self.watchers);
+        watchers.into_iter().try_for_each(|mut watcher| watcher.leave(self, data(page)))
+    }
+
+    /// Has each watcher look before `KVM_RUN`.
+    fn before_run(&mut self) -> Result<Option<Exit<'static>>, Error> {
+        let page: *const kvm_run = self.fd.get_kvm_run();
+        let mut watchers = mem::take(&mut self.watchers);
+        let told = watchers.iter_mut().find_map(|it| it.before_run(self, data(page)).transpose());
+        self.watchers = watchers;
+        told.transpose()
     }
 
     /// The vCPU's file descriptor, for ioctls that have no method here.
@@ -383,30 +405,22 @@ impl Vcpu {
             read.data = Some(last_exits::kept(data(page)));
             self.journal.answer(data(page));
         }
-        if let Some(mut watcher) = self.watcher.take() {
-            let told = watcher.before_run(self, data(page));
-            self.watcher = Some(watcher);
-            told?;
+        if !self.watchers.is_empty()
+            && let Some(instead) = self.before_run()?
+        {
+            self.standing = Standing::Between;
+            return Ok(instead);
         }
         let exit = match self.fd.run() {
             Ok(exit) => exit,
             Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
                 self.standing = Standing::Between;
-                if let Some(watcher) = &mut self.watcher {
+                for watcher in &mut self.watchers {
                     watcher.after_run(&LastExit::of(KVM_EXIT_INTR));
                 }
                 return Ok(Exit::Interrupted);
             }
             Err(source) => return Err(Error::Ioctl { ioctl: "KVM_RUN", vcpu, source }),
-        };
-        let seen = last_exit(page, self.tells_rip);
-        // These two are our doing.
-        let number = match seen.reason {
-            KVM_EXIT_DEBUG | KVM_EXIT_INTR => 0,
-            _ => {
-                self.journal.exit(seen.reason, seen.request);
-                self.last_exits.push(seen)
-            }
         };
         self.standing = match &exit {
             VcpuExit::Debug(what) => Standing::Debug(*what),
@@ -419,11 +433,18 @@ impl Vcpu {
             }
             _ => Standing::Between,
         };
-        if let Some(watcher) = &mut self.watcher
-            && watcher.after_run(&LastExit { number, ..seen })
-        {
-            self.standing = Standing::Between;
+        let mut seen = last_exit(page, self.tells_rip);
+        // These two are our doing.
+        let is_ours = matches!(seen.reason, KVM_EXIT_DEBUG | KVM_EXIT_INTR);
+        if !is_ours {
+            seen.number = self.last_exits.count() + 1;
+        }
+        if self.watchers.iter_mut().any(|watcher| watcher.after_run(&seen)) {
             return Ok(Exit::Interrupted);
+        }
+        if !is_ours {
+            self.journal.exit(seen.reason, seen.request);
+            self.last_exits.push(seen);
         }
         Ok(match exit {
             VcpuExit::IoOut(port, data) => Exit::IoOut { port, size: io_size(page), data },

@@ -7,7 +7,6 @@ mod table;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::slice;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -61,6 +60,11 @@ impl Flags {
     /// Whether lines are to be printed while the guest runs.
     pub fn is_wanted(&self) -> bool {
         self.trace.is_some()
+    }
+
+    /// Whether it goes step by step.
+    pub fn steps(&self) -> bool {
+        self.trace.as_ref().is_some_and(Filter::steps)
     }
 
     /// Whether files are to be written, which several machines would write over.
@@ -117,13 +121,7 @@ pub struct Watch {
 impl Watch {
     /// Follows a vCPU that is about to take its first instruction.
     pub fn follow(&self, vcpu: &mut Vcpu, devices: &Devices) -> Result<(), trace::Error> {
-        self.follow_all(slice::from_mut(vcpu), devices)
-    }
-
-    /// Follows all of a machine's vCPUs.
-    pub fn follow_all(&self, vcpus: &mut [Vcpu], devices: &Devices) -> Result<(), trace::Error> {
-        let Some(trace) = &self.trace else { return Ok(()) };
-        vcpus.iter_mut().try_for_each(|vcpu| trace.follow(vcpu, devices))
+        self.trace.as_ref().map_or(Ok(()), |trace| trace.follow(vcpu, devices))
     }
 
     /// Writes, prints and draws what is to be seen at the end. What a vCPU did last is in it if its watch has ended.

@@ -23,8 +23,8 @@ use kvm_bindings::KVM_EXIT_SHUTDOWN;
 pub use self::delivery::{Chain, Failure, Handler, Then};
 pub use self::fault::{Exception, Next, Scene};
 pub use self::replay::{Again, Replay, Unknown, replay};
-pub use self::watchdog::{Hang, Watch, Watchdog};
-use crate::last_exits::LastExit;
+pub use self::watchdog::{Hang, Watchdog};
+use crate::last_exits::{LastExit, Request, Space};
 use crate::memory::Ram;
 use crate::regs::Registers;
 use crate::vcpu::{Error, Exit, InternalError, Vcpu};
@@ -40,6 +40,8 @@ pub enum Cause {
     FailEntry(u64),
     /// `KVM_EXIT_INTERNAL_ERROR`.
     InternalError(InternalError),
+    /// It wants something of a device, in a machine that has none there and takes that for an end.
+    NoDevice(Request),
     /// It gets nowhere: found by a [`Watchdog`].
     Hang(Hang),
     /// An exit that this machine has no answer to, by its number.
@@ -54,6 +56,19 @@ impl Cause {
             Exit::Hlt => Self::Halted,
             Exit::FailEntry { reason, .. } => Self::FailEntry(*reason),
             Exit::InternalError(error) => Self::InternalError(error.clone()),
+            Exit::Hang(hang) => Self::Hang(hang.clone()),
+            Exit::IoOut { port, size, data } => {
+                Self::NoDevice(Request::new(Space::Port, (*port).into(), *size, true, data.len()))
+            }
+            Exit::IoIn { port, size, data } => {
+                Self::NoDevice(Request::new(Space::Port, (*port).into(), *size, false, data.len()))
+            }
+            Exit::MmioWrite { addr, data } => {
+                Self::NoDevice(Request::new(Space::Memory, *addr, data.len(), true, data.len()))
+            }
+            Exit::MmioRead { addr, data } => {
+                Self::NoDevice(Request::new(Space::Memory, *addr, data.len(), false, data.len()))
+            }
             Exit::Other(reason) => Self::Unexpected(*reason),
             Exit::Debug(_) => Self::Unexpected(kvm_bindings::KVM_EXIT_DEBUG),
             Exit::SystemEvent { .. } => Self::Unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT),
@@ -79,6 +94,7 @@ impl fmt::Display for Cause {
                 write!(f, "{}, KVM could not go on", error.name())?;
                 error.data.iter().try_for_each(|word| write!(f, " {word:#x}"))
             }
+            Self::NoDevice(request) => write!(f, "{}", report::no_device(request)),
             Self::Hang(hang) => write!(f, "it hangs, {hang}"),
             Self::Unexpected(reason) => write!(f, "an exit nobody handles, reason {reason}"),
         }
@@ -139,7 +155,7 @@ impl Autopsy {
     pub fn chain(&self) -> Option<Chain> {
         let scene = Scene::new(&self.ram, self.registers.as_ref()?);
         match (&self.cause, scene.next()) {
-            (Cause::Hang(_), _) => None,
+            (Cause::Hang(_) | Cause::NoDevice(_), _) => None,
             (_, Next::Raises(exception)) => Some(Chain::of(&scene, exception)),
             _ => None,
         }
@@ -165,6 +181,9 @@ impl Autopsy {
         let text = scene.instruction().map_or_else(String::new, |it| format!(" `{}`", it.text));
         match &self.cause {
             Cause::Hang(hang) => return report::hang(&scene, hang),
+            Cause::NoDevice(request) => {
+                return format!("{}; it stands at {place}{text}", report::no_device(request));
+            }
             Cause::FailEntry(_) => {
                 return state::inconsistency(registers).unwrap_or_else(|| {
                     "none of the rules that KVM leaves to the processor is broken, as far as they \

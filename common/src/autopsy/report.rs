@@ -5,11 +5,11 @@ use std::fmt::{self, Write};
 use iced_x86::{Instruction, InstructionInfoFactory, OpAccess};
 
 use super::fault::{self, Scene};
-use super::watchdog::{self, Hang};
+use super::watchdog::Hang;
 use super::{Autopsy, Cause};
 use crate::descriptor::{self, Segment};
 use crate::disasm;
-use crate::last_exits::LastExit;
+use crate::last_exits::{LastExit, Request, Space};
 use crate::page_walk::Scheme;
 use crate::regs::{Bits, CR0, CR4, EFER, Mode, RFLAGS, Registers};
 
@@ -52,12 +52,24 @@ pub(super) fn hang(scene: &Scene, hang: &Hang) -> String {
             let Some((exit, device)) = asked.or(exits.first()) else {
                 return format!("it makes the same exits again and again at {place}");
             };
-            let where_ = watchdog::place(exit).unwrap_or_else(|| "the monitor".into());
+            let asked = exit.request.as_ref();
+            let where_ = asked.map_or_else(|| "the monitor".into(), ToString::to_string);
             let answer = answer(exit).map_or_else(String::new, |it| format!(", which reads {it}"));
             match device {
                 Some(name) => format!("it polls {where_} ({name}){answer} each time"),
                 None => format!("it polls {where_}, where no device is{answer} each time"),
             }
+        }
+    }
+}
+
+/// What a guest wants that no device of its machine gives.
+pub(super) fn no_device(request: &Request) -> String {
+    let does = if request.write { "writes to" } else { "reads from" };
+    match request.space {
+        Space::Port => format!("it {does} {request}, and this machine has no devices"),
+        Space::Memory => {
+            format!("it {does} guest-physical {:#x}, where no memory is", request.addr)
         }
     }
 }
@@ -155,6 +167,7 @@ impl fmt::Display for Autopsy {
             Cause::Halted => "halted for ever",
             Cause::FailEntry(_) => "failed entry",
             Cause::InternalError(error) => error.name(),
+            Cause::NoDevice(_) => "nobody answers",
             Cause::Hang(_) => "hangs",
             Cause::Unexpected(_) => "unexpected exit",
         };

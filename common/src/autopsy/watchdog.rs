@@ -6,14 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_regs};
+use kvm_bindings::{KVM_EXIT_INTR, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_regs};
 
-use crate::deadline::{self, Ticker};
-use crate::last_exits::{LastExit, Request, Space};
-use crate::vcpu::{self, Vcpu};
+use crate::deadline::Ticker;
+use crate::last_exits::LastExit;
+use crate::trace::Devices;
+use crate::vcpu::{Error, Exit, Vcpu, Watcher};
 
 /// How often each vCPU is looked at in the time that it may stand still.
 const LOOKS: u32 = 64;
@@ -68,13 +70,14 @@ impl Watchdog {
         Self { limit, states: Arc::default() }
     }
 
-    /// Watches a vCPU whose `KVM_RUN` this thread calls.
-    pub fn watch(&self, vcpu: &Vcpu) -> Result<Watch, deadline::Error> {
+    /// Watches a vCPU. `devices` are its machine's, for their names.
+    pub fn follow(&self, vcpu: &mut Vcpu, devices: &Devices) {
         self.states().insert(vcpu.id(), State::Runs);
-        let every = (self.limit / LOOKS).max(LEAST);
-        Ok(Watch {
+        vcpu.add_watcher(Watch {
             watchdog: self.clone(),
-            _ticker: Ticker::new(every)?,
+            devices: devices.clone(),
+            ticker: None,
+            is_due: false,
             progress: Instant::now(),
             seen: Vec::new(),
             exits: Vec::new(),
@@ -82,7 +85,7 @@ impl Watchdog {
             looks: 0,
             polls: 0,
             count: 0,
-        })
+        });
     }
 
     fn states(&self) -> std::sync::MutexGuard<'_, BTreeMap<u8, State>> {
@@ -100,10 +103,13 @@ impl Watchdog {
 
 /// The watch over one vCPU.
 #[derive(Debug)]
-pub struct Watch {
+struct Watch {
     watchdog: Watchdog,
-    /// Interrupts `KVM_RUN`.
-    _ticker: Ticker,
+    devices: Devices,
+    /// Interrupts `KVM_RUN`, from the first one on: it belongs to the thread that calls it.
+    ticker: Option<Ticker>,
+    /// `KVM_RUN` was interrupted.
+    is_due: bool,
     /// When the vCPU was last found to get anywhere.
     progress: Instant,
     /// The registers that it has had since.
@@ -121,13 +127,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Comes after each interruption of `KVM_RUN`: how the machine hangs, if it does, and this is the vCPU which shows
-    /// it. `device` gives the name of the device that answers a request.
-    pub fn look(
-        &mut self,
-        vcpu: &Vcpu,
-        device: impl Fn(&Request) -> Option<&'static str>,
-    ) -> Result<Option<Hang>, vcpu::Error> {
+    /// How the machine hangs, if it does, and this is the vCPU which shows it.
+    fn look(&mut self, vcpu: &Vcpu) -> Result<Option<Hang>, Error> {
         let regs = vcpu.regs()?;
         let state = vcpu.fd().get_mp_state().map_or(KVM_MP_STATE_RUNNABLE, |state| state.mp_state);
         let fresh = vcpu.last_exits().iter().filter(|exit| exit.number > self.since);
@@ -156,7 +157,8 @@ impl Watch {
             }
             KVM_MP_STATE_HALTED => State::Hangs(Hang::Halted),
             KVM_MP_STATE_RUNNABLE if self.polls * 2 > self.looks && !self.exits.is_empty() => {
-                let named = |exit: &LastExit| (*exit, exit.request.as_ref().and_then(&device));
+                let device = |exit: &LastExit| self.devices.find(exit.request.as_ref()?);
+                let named = |exit: &LastExit| (*exit, device(exit));
                 State::Hangs(Hang::Polls(self.exits.iter().map(named).collect()))
             }
             KVM_MP_STATE_RUNNABLE => State::Hangs(Hang::Loop(self.seen.clone())),
@@ -179,6 +181,26 @@ impl Watch {
     }
 }
 
+impl Watcher for Watch {
+    fn before_run(&mut self, vcpu: &mut Vcpu, _: &[u8]) -> Result<Option<Exit<'static>>, Error> {
+        if self.ticker.is_none() {
+            self.ticker = Some(Ticker::new((self.watchdog.limit / LOOKS).max(LEAST))?);
+            self.progress = Instant::now();
+        }
+        let hang = if mem::take(&mut self.is_due) { self.look(vcpu)? } else { None };
+        Ok(hang.map(Exit::Hang))
+    }
+
+    fn after_run(&mut self, exit: &LastExit) -> bool {
+        self.is_due = exit.reason == KVM_EXIT_INTR;
+        false
+    }
+
+    fn leave(&mut self, _: &Vcpu, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
 /// In a few words.
 impl fmt::Display for Hang {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,13 +210,4 @@ impl fmt::Display for Hang {
             Self::Polls(_) => write!(f, "asking devices the same again and again"),
         }
     }
-}
-
-/// What a device was asked, for a sentence: `port 0x64`.
-pub(super) fn place(exit: &LastExit) -> Option<String> {
-    let request = exit.request?;
-    Some(match request.space {
-        Space::Port => format!("port {:#x}", request.addr),
-        Space::Memory => format!("address {:#x}", request.addr),
-    })
 }

@@ -17,13 +17,19 @@ use kvm_bindings::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::last_exits::{Request, Space};
 use crate::layout::PAGE_SIZE;
 use crate::memory::Ram;
 use crate::page_walk::{Paging, Scheme};
 use crate::regs::Registers;
 
 /// The port that a breakpoint writes to where this KVM keeps `int3` to itself: one that no device of ours has.
-pub const TRAP_PORT: u16 = 0xEB;
+const TRAP_PORT: u16 = 0xEB;
+
+/// Whether an exit may come from such a breakpoint.
+pub(super) fn may_be_trap(request: &Request) -> bool {
+    request.write && request.space == Space::Port && request.addr == u64::from(TRAP_PORT)
+}
 
 /// What a software breakpoint puts into the guest's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

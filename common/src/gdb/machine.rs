@@ -16,10 +16,9 @@ use kvm_bindings::{
 };
 use rustix::fd::OwnedFd;
 
-use super::breakpoints::{Breakpoints, Hit, TRAP_PORT, Trap, Watched};
+use super::breakpoints::{Breakpoints, Hit, Trap, Watched};
 use crate::deadline::{AGAIN, ThreadId};
 use crate::disasm;
-use crate::last_exits::Space;
 use crate::regs::Registers;
 use crate::vcpu::{Error, Standing, Vcpu};
 
@@ -161,19 +160,20 @@ impl Machine {
 
     // What a vCPU's thread does.
 
-    /// Comes before each `KVM_RUN`: waits here while the debugger has the vCPU stand still.
-    pub(super) fn before_run(&self, vcpu: &mut Vcpu) -> Result<(), Error> {
-        let Some(cpu) = self.cpus.get(&vcpu.id()) else { return Ok(()) };
+    /// Comes before each `KVM_RUN`: waits here while the debugger has the vCPU stand still. Returns whether it has
+    /// waited at all. `trapped` says that the last exit may be a breakpoint made of OUT.
+    pub(super) fn before_run(&self, vcpu: &mut Vcpu, trapped: bool) -> Result<bool, Error> {
+        let Some(cpu) = self.cpus.get(&vcpu.id()) else { return Ok(false) };
         let mut why = match vcpu.standing() {
             Standing::Debug(what) => self.judge(vcpu, what)?,
             _ => None,
         };
-        let mut trapped = self.trapped(vcpu);
+        let (mut trapped, mut waited) = (self.trapped(vcpu, trapped), false);
         while why.is_some() || trapped || cpu.stop.load(Ordering::Acquire) {
             if vcpu.standing() == Standing::Within {
                 // KVM finishes the instruction and comes back at once, maybe with one more access.
                 vcpu.set_immediate_exit(true);
-                return Ok(());
+                return Ok(false);
             }
             vcpu.set_immediate_exit(false);
             if mem::take(&mut trapped) {
@@ -185,9 +185,13 @@ impl Machine {
             if !self.wait(vcpu, why.take()) {
                 break;
             }
+            waited = true;
         }
         vcpu.set_immediate_exit(false);
-        self.arm(vcpu)
+        if !waited {
+            self.arm(vcpu)?;
+        }
+        Ok(waited)
     }
 
     /// Comes after a vCPU's last `KVM_RUN`. If it can't go on, the debugger may look at it before it is gone.
@@ -241,16 +245,11 @@ impl Machine {
 
     /// Whether a breakpoint made of OUT may be behind where the vCPU stands. The exit comes before the instruction is
     /// finished, so this is so until it is.
-    fn trapped(&self, vcpu: &Vcpu) -> bool {
+    fn trapped(&self, vcpu: &Vcpu, now: bool) -> bool {
         let mut state = self.state();
         let Some(cpu) = state.cpus.get_mut(&vcpu.id()) else { return false };
         if vcpu.standing() == Standing::Within {
-            let last = vcpu.last_exits().iter().next_back().and_then(|exit| exit.request);
-            cpu.trapped = last.is_some_and(|request| {
-                request.write
-                    && request.space == Space::Port
-                    && request.addr == u64::from(TRAP_PORT)
-            });
+            cpu.trapped = now;
         }
         cpu.trapped
     }

@@ -5,18 +5,9 @@
 //! `KVM_GET_REGS` and its like, memory through the guest's own page tables, breakpoints and single steps by
 //! `KVM_SET_GUEST_DEBUG` (KVM API 4.87), whose exit is `KVM_EXIT_DEBUG`. Each vCPU is a thread to gdb.
 //!
-//! A stage makes a [`Gdb`] and has it decide before each `KVM_RUN` whether the vCPU may run:
-//!
-//! ```text
-//! loop {
-//!     gdb.before_run(&mut vcpu)?;      // stands here while gdb has it stopped
-//!     match vcpu.run()? {
-//!         Exit::Debug(_) => {}         // a step or a breakpoint: before_run tells gdb
-//!         …
-//!     }
-//! }
-//! gdb.leave(&vcpu);
-//! ```
+//! A stage makes a [`Gdb`] and has it [follow](Gdb::follow) its vCPUs. It sits in each, around `KVM_RUN`, so that a run
+//! loop knows nothing of it: while gdb has a vCPU stopped, [`Vcpu::run`] doesn't come back, and a step or a breakpoint looks
+//! like a signal.
 
 mod breakpoints;
 mod machine;
@@ -35,15 +26,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::thread;
 
+use kvm_bindings::KVM_EXIT_DEBUG;
 use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
-pub use self::breakpoints::TRAP_PORT;
 use self::machine::Machine;
 use self::stub::Listener;
 use crate::deadline;
 use crate::error::{Blame, Blamed};
-use crate::vcpu::{self, Vcpu};
+use crate::last_exits::LastExit;
+use crate::vcpu::{self, Exit, Vcpu, Watcher};
 
 /// Why gdb can't be waited for.
 #[derive(Debug, Error)]
@@ -194,27 +186,54 @@ impl Gdb {
         self.machine.is_some()
     }
 
-    /// Comes before each `KVM_RUN`: stands here while gdb has the vCPU stopped, and has it step or stop as gdb wants.
-    pub fn before_run(&self, vcpu: &mut Vcpu) -> Result<(), vcpu::Error> {
-        match &self.machine {
-            Some(machine) => machine.before_run(vcpu),
-            None => Ok(()),
-        }
-    }
-
-    /// Comes after a vCPU's last `KVM_RUN`. One that cannot go on can still be looked at: this returns when gdb has it
-    /// continue.
-    pub fn leave(&self, vcpu: &Vcpu) {
+    /// Has gdb stop a vCPU from now on. One that cannot go on can still be looked at: [`Vcpu::leave`] returns when gdb
+    /// has it continue.
+    pub fn follow(&self, vcpu: &mut Vcpu) {
         if let Some(machine) = &self.machine {
-            machine.leave(vcpu);
+            vcpu.add_watcher(Held { machine: Arc::clone(machine), trapped: false });
         }
     }
 
-    /// Has all vCPUs that stand still come back from [`before_run`](Self::before_run): somebody ends the machine.
+    /// Has all vCPUs that stand still come back from [`Vcpu::run`]: somebody ends the machine.
     pub fn release(&self) {
         if let Some(machine) = &self.machine {
             machine.end();
         }
+    }
+}
+
+/// A vCPU's machine, which decides whether it may run.
+struct Held {
+    machine: Arc<Machine>,
+    /// Its last exit may be a breakpoint made of OUT.
+    trapped: bool,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").finish_non_exhaustive()
+    }
+}
+
+impl Watcher for Held {
+    fn before_run(
+        &mut self,
+        vcpu: &mut Vcpu,
+        _: &[u8],
+    ) -> Result<Option<Exit<'static>>, vcpu::Error> {
+        // Who has stood still, looks first whether the machine has ended.
+        let has_waited = self.machine.before_run(vcpu, std::mem::take(&mut self.trapped))?;
+        Ok(has_waited.then_some(Exit::Interrupted))
+    }
+
+    fn after_run(&mut self, exit: &LastExit) -> bool {
+        self.trapped = exit.request.as_ref().is_some_and(breakpoints::may_be_trap);
+        self.trapped || exit.reason == KVM_EXIT_DEBUG
+    }
+
+    fn leave(&mut self, vcpu: &Vcpu, _: &[u8]) -> Result<(), vcpu::Error> {
+        self.machine.leave(vcpu);
+        Ok(())
     }
 }
 

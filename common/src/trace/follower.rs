@@ -10,7 +10,7 @@ use crate::disasm::{self, Instruction};
 use crate::last_exits::LastExit;
 use crate::regs::Registers;
 use crate::step;
-use crate::vcpu::{self, Vcpu, Watcher};
+use crate::vcpu::{self, Exit, Vcpu, Watcher};
 
 /// The trace of one vCPU.
 #[derive(Debug)]
@@ -149,8 +149,12 @@ fn before_hlt(vcpu: &Vcpu, behind: Registers) -> Registers {
 }
 
 impl Watcher for Follower {
-    fn before_run(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), vcpu::Error> {
-        self.end(vcpu, data)?;
+    fn before_run(
+        &mut self,
+        vcpu: &mut Vcpu,
+        data: &[u8],
+    ) -> Result<Option<Exit<'static>>, vcpu::Error> {
+        self.leave(vcpu, data)?;
         if self.steps > 0 {
             if self.before.is_none() {
                 let registers = Registers::of(vcpu)?;
@@ -159,7 +163,7 @@ impl Watcher for Follower {
             vcpu.set_single_step(true)?;
         }
         self.entered = Instant::now();
-        Ok(())
+        Ok(None)
     }
 
     fn after_run(&mut self, exit: &LastExit) -> bool {
@@ -169,7 +173,7 @@ impl Watcher for Follower {
         stepped
     }
 
-    fn end(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), vcpu::Error> {
+    fn leave(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), vcpu::Error> {
         self.pending.take().map_or(Ok(()), |pending| self.tell(vcpu, pending, data))
     }
 }

@@ -251,6 +251,11 @@ impl Filter {
         (!self.every).then_some(self.rate)
     }
 
+    /// Whether vCPUs go step by step, at first.
+    pub fn steps(&self) -> bool {
+        self.steps > 0
+    }
+
     fn wants(&self, space: Space, device: Option<&str>) -> bool {
         self.parts.iter().any(|part| match part {
             Part::All => true,
@@ -333,7 +338,7 @@ impl Trace {
             let (at, what) = (self.since(now), What::Start { runs });
             self.take(&Event { at, vcpu: vcpu.id(), registers, instruction, what });
         }
-        vcpu.set_watcher(Box::new(Follower::new(Arc::clone(self), devices.clone(), steps)));
+        vcpu.add_watcher(Follower::new(Arc::clone(self), devices.clone(), steps));
         Ok(())
     }
 

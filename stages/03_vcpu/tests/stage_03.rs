@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use common::autopsy::{Autopsy, Cause};
 use common::layout::PROGRAM;
 use common::memory::Vm;
 use common::regs::{Mode, Registers};
@@ -110,6 +111,9 @@ fn registers_are_shown_before_and_after_and_changes_are_marked() {
 fn a_guest_that_cannot_handle_an_exception_shuts_its_machine_down() {
     let ran = stage_03(&["triple-fault"]);
     ran.ended(1).stdout_has("KVM_EXIT_SHUTDOWN: a triple fault");
+    ran.stderr_has(
+        "cause  invalid opcode (#UD): ud2 raises it; while delivering it, IDT vector 6 is",
+    );
     assert!(!ran.out().contains("this KVM does not"));
     let (mut vcpu, _) = vcpu(asm::real::TRIPLE_FAULT);
     assert!(matches!(vcpu.run().unwrap(), Exit::Shutdown));
@@ -123,6 +127,27 @@ fn an_instruction_that_kvm_cannot_fetch_is_an_internal_error() {
     let out = ran.out();
     let after = |wanted| table(&out).iter().find(|(name, ..)| *name == wanted).unwrap().3;
     assert_eq!((after("cs"), after("eip"), after("cs.base")), (0x4000, 0, 0x40000));
+}
+
+#[test]
+fn a_guest_that_never_exits_is_called_back_by_the_watchdog() {
+    let ran = stage_03(&["hang", "--watchdog", "0.5"]);
+    ran.ended(1)
+        .stdout_has("no exit: the guest gets nowhere")
+        .stderr_has("autopsy: vCPU 0, hangs")
+        .stderr_has("cause  an endless loop from 0x1002 to 0x1007, which waits for the byte at");
+    // One that gets to its end is left alone.
+    stage_03(&["--watchdog", "0.5"]).ended(0).stdout_has("KVM_EXIT_HLT");
+}
+
+#[test]
+fn an_access_beyond_the_memory_is_named() {
+    // mov ax, 0x2000; mov ds, ax; mov al, [0]
+    let (mut vcpu, _) = vcpu(&[0xB8, 0x00, 0x20, 0x8E, 0xD8, 0xA0, 0x00, 0x00]);
+    let cause = Cause::of(&vcpu.run().unwrap()).unwrap();
+    let sentence = Autopsy::of(&vcpu, cause, None).unwrap().sentence();
+    let expected = "it reads from guest-physical 0x20000, where no memory is; it stands at 0000:1005 `mov al,[0]`";
+    assert_eq!(sentence, expected);
 }
 
 #[test]

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use cli::{Ended, gdb, trace};
+use cli::{Ended, autopsy, debug, gdb};
+use common::autopsy::Cause;
 use common::bus::{Bus, shared};
-use common::gdb::Gdb;
 use common::hypercall::{self, DebugExit, ExitCode, Hypercall};
 use common::layout::PROGRAM;
 use common::memory::Vm;
@@ -23,7 +23,10 @@ use common::regs::Registers;
 use common::serial::{self, Serial};
 use common::trace::Devices;
 use common::vcpu::{self, Exit, Vcpu};
+use kvm_ioctls::Kvm;
+use programs::Program;
 use vm_memory::{Address, Bytes, GuestAddress};
+use watch::{Ending, Ran};
 
 /// What a real-mode segment reaches: each guest has its own 64 KiB of the machine's RAM.
 const WINDOW: u64 = 0x1_0000;
@@ -58,10 +61,7 @@ struct Args {
     timeout: Option<Duration>,
 
     #[command(flatten)]
-    trace: trace::Flags,
-
-    #[command(flatten)]
-    gdb: gdb::Flags,
+    debug: debug::Flags,
 }
 
 fn main() -> ProcessExit {
@@ -82,16 +82,12 @@ fn run(args: Args) -> Result<Ended> {
     let programs = programs::load(&args.programs)?;
 
     // One machine for all. 17 windows are what real mode can address, even if there is one guest.
-    let vm = Vm::with_ram(&kvm, WINDOW * (count.max(16) as u64 + 1))?;
-    let watch = args.trace.start(&vm)?;
+    let ram = WINDOW * (count.max(16) as u64 + 1);
+    let vm = Vm::with_ram(&kvm, ram)?;
+    let kit = args.debug.start(&vm, count, None, gdb::exit)?;
     let teletypes = output::teletypes(count)?;
-    let gdb = args.gdb.start(count, None, gdb::exit)?;
     let (report, reports) = mpsc::channel();
     for ((id, program), tty) in (0..=u8::MAX).zip(&programs).zip(&teletypes) {
-        // The same code runs in each window: its addresses count from the start of its segments.
-        let window = GuestAddress(WINDOW * u64::from(id));
-        vm.ram().write_slice(&program.code, window.unchecked_add(PROGRAM.0))?;
-
         // ANCHOR: devices
         // The devices. Ports belong to a machine; here each vCPU is given a machine's ports of its own.
         let exit = ExitCode::default();
@@ -103,32 +99,47 @@ fn run(args: Args) -> Result<Ended> {
         // ANCHOR_END: devices
 
         // The processor, and the thread that is the processor: KVM_RUN borrows it.
-        let mut vcpu = Vcpu::new(&vm, id)?;
-        vcpu.set_supported_cpuid(&kvm)?;
-        vcpu.start_real_mode_in(window, PROGRAM)?;
-        watch.follow(&mut vcpu, &Devices::of(&ports, &Bus::new()))?;
-        let (report, tty, gdb) = (report.clone(), Arc::clone(tty), gdb.clone());
+        let mut vcpu = start(&kvm, &vm, id, program)?;
+        kit.follow(&mut vcpu, &Devices::of(&ports, &Bus::new()))?;
+        let (report, tty) = (report.clone(), Arc::clone(tty));
         thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-            let ran = run_vcpu(&mut vcpu, &ports, &exit, &gdb);
-            gdb.leave(&vcpu);
-            let ran = ran.and_then(|ran| vcpu.end_watch().map(|()| ran));
+            let ran = run_vcpu(&mut vcpu, &ports, &exit);
+            let ran = vcpu.leave().and(ran);
             // Nobody listens any more when the time given is over.
-            let _ = report.send((usize::from(id), ran, tty.flush()));
+            let _ = report.send((vcpu, ran, tty.flush()));
         })?;
     }
     // Whoever prints may have to wait for a reader, the time given notwithstanding.
-    let wait = move || watch::until_all_end(&programs, &teletypes, &reports, args.timeout);
-    let ended = cli::within(args.timeout, wait)?.unwrap_or(Ok(Ended::TimedOut))?;
-    watch.finish()?;
+    let its_programs = programs.clone();
+    let wait = move || watch::until_all_end(&its_programs, &teletypes, &reports, args.timeout);
+    let gave_up = || Ok((Ended::TimedOut, Vec::new()));
+    let (ended, dead) = cli::within(args.timeout, wait)?.unwrap_or_else(gave_up)?;
+    kit.finish()?;
+    for (vcpu, cause) in dead {
+        // Why: from what the guest left, or by running it a second time, in a machine of its own.
+        let id = vcpu.id();
+        let again = &mut || start(&kvm, &Vm::with_ram(&kvm, ram)?, id, &programs[usize::from(id)]);
+        autopsy::report(&vcpu, cause, None, Some(again))?;
+    }
     Ok(ended)
+}
+
+/// A program in its window of the RAM, and a vCPU at its first instruction.
+fn start(kvm: &Kvm, vm: &Arc<Vm>, id: u8, program: &Program) -> Result<Vcpu> {
+    // The same code runs in each window: its addresses count from the start of its segments.
+    let window = GuestAddress(WINDOW * u64::from(id));
+    vm.ram().write_slice(&program.code, window.unchecked_add(PROGRAM.0))?;
+    let vcpu = Vcpu::new(vm, id)?;
+    vcpu.set_supported_cpuid(kvm)?;
+    vcpu.start_real_mode_in(window, PROGRAM)?;
+    Ok(vcpu)
 }
 
 // ANCHOR: loop
 /// The run loop of one vCPU.
-fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode, gdb: &Gdb) -> Result<Ran, vcpu::Error> {
+fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode) -> Result<Ran, vcpu::Error> {
     let mut ran = Ran { outs: 0, ins: 0, bytes: 0, ending: Ending::Halted };
-    let crash = loop {
-        gdb.before_run(vcpu)?;
+    let (crash, cause) = loop {
         match vcpu.run()? {
             Exit::IoOut { port, size, data } => {
                 ran.outs += 1;
@@ -146,36 +157,16 @@ fn run_vcpu(vcpu: &mut Vcpu, ports: &Bus, exit: &ExitCode, gdb: &Gdb) -> Result<
                 ports.read_each(port.into(), size, data);
             }
             Exit::Hlt => return Ok(ran),
-            // A signal, or a step under gdb.
-            Exit::Interrupted | Exit::Debug(_) => {}
+            // A signal: the guest has done nothing.
+            Exit::Interrupted => {}
             // A triple fault, memory where none is, a state that KVM cannot go on from.
-            other => break other.to_string(),
+            other => break (other.to_string(), Cause::of(&other)),
         }
     };
     // After a triple fault KVM on AMD resets the vCPU, and where it happened is forgotten.
     let at = Registers::of(vcpu)?;
     let at = if at.is_reset() { String::new() } else { format!(", at {}", at.address()) };
-    ran.ending = Ending::Crashed(crash + &at);
+    ran.ending = Ending::Crashed(crash + &at, cause);
     Ok(ran)
 }
 // ANCHOR_END: loop
-
-/// What a guest did.
-struct Ran {
-    /// Exits for OUT, and for IN.
-    outs: u64,
-    ins: u64,
-    /// How much data they had.
-    bytes: usize,
-    ending: Ending,
-}
-
-/// How a guest ended.
-enum Ending {
-    /// By HLT: no interrupt can wake it.
-    Halted,
-    /// By a port, with a code of its own: 0 says that it ended well.
-    Exited(u32),
-    /// By what no guest should do.
-    Crashed(String),
-}

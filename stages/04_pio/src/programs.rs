@@ -27,6 +27,7 @@ const OURS: &[(&str, &[u8], &str)] = &[
 ];
 
 /// A program in the host's memory.
+#[derive(Clone)]
 pub struct Program {
     /// Its name for a person.
     pub name: String,

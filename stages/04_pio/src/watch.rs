@@ -7,17 +7,41 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use cli::{CannotPrint, Ended};
+use common::autopsy::Cause;
 use common::teletype::Teletype;
-use common::vcpu;
+use common::vcpu::{self, Vcpu};
 
+use crate::output;
 use crate::programs::Program;
-use crate::{Ending, Ran, output};
 
 /// How long a letter may wait to be shown. A guest may print one, and then compute for an hour.
 const BLINK: Duration = Duration::from_millis(20);
 
-/// A vCPU's number, what it did, and whether all that it printed could be written.
-pub type Report = (usize, Result<Ran, vcpu::Error>, io::Result<()>);
+/// A vCPU that has left, what it did, and whether all that it printed could be written.
+pub type Report = (Vcpu, Result<Ran, vcpu::Error>, io::Result<()>);
+
+/// The vCPUs of guests that died, each with how it did.
+pub type Dead = Vec<(Vcpu, Cause)>;
+
+/// What a guest did.
+pub struct Ran {
+    /// Exits for OUT, and for IN.
+    pub outs: u64,
+    pub ins: u64,
+    /// How much data they had.
+    pub bytes: usize,
+    pub ending: Ending,
+}
+
+/// How a guest ended.
+pub enum Ending {
+    /// By HLT: no interrupt can wake it.
+    Halted,
+    /// By a port, with a code of its own: 0 says that it ended well.
+    Exited(u32),
+    /// By what no guest should do: in words, and for the autopsy.
+    Crashed(String, Option<Cause>),
+}
 
 /// Waits until each guest has sent its report, or until the time is over. When this returns, the program
 /// ends, and with it the vCPUs' threads, wherever they are: in the guest, or waiting for a key.
@@ -26,18 +50,22 @@ pub fn until_all_end(
     teletypes: &[Arc<Teletype>],
     reports: &Receiver<Report>,
     limit: Option<Duration>,
-) -> Result<Ended> {
+) -> Result<(Ended, Dead)> {
     let deadline = limit.map(|limit| Instant::now() + limit);
-    let mut ended = Ended::Well;
+    let (mut ended, mut dead) = (Ended::Well, Dead::new());
     let mut running = programs.len();
     while running > 0 {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match reports.recv_timeout(left.unwrap_or(BLINK).min(BLINK)) {
-            Ok((id, ran, flushed)) => {
+            Ok((vcpu, ran, flushed)) => {
                 running -= 1;
                 flushed.map_err(CannotPrint)?;
-                if !tell(id, programs, &ran?) {
+                let ran = ran?;
+                if !tell(vcpu.id().into(), programs, &ran) {
                     ended = Ended::GuestCrashed;
+                }
+                if let Ending::Crashed(_, Some(cause)) = ran.ending {
+                    dead.push((vcpu, cause));
                 }
             }
             Err(RecvTimeoutError::Timeout) if left == Some(Duration::ZERO) => {
@@ -48,7 +76,7 @@ pub fn until_all_end(
                     format!("{running} of {} programs were stopped", programs.len())
                 };
                 cli::eprintln!("the time given with --timeout ran out: {which}");
-                return Ok(Ended::TimedOut);
+                return Ok((Ended::TimedOut, dead));
             }
             Err(RecvTimeoutError::Timeout) => {
                 // Among several guests a line is shown when it is whole.
@@ -59,7 +87,7 @@ pub fn until_all_end(
             Err(RecvTimeoutError::Disconnected) => bail!("a vCPU's thread has died"),
         }
     }
-    Ok(ended)
+    Ok((ended, dead))
 }
 
 /// Says on stderr how a guest ended, and returns whether it ended well.
@@ -70,7 +98,7 @@ fn tell(id: usize, programs: &[Program], ran: &Ran) -> bool {
         Ending::Halted => (true, "ended by HLT".to_owned()),
         Ending::Exited(0) => (true, "ended with code 0".to_owned()),
         Ending::Exited(code) => (false, format!("says that it failed, with code {code}")),
-        Ending::Crashed(why) => (false, format!("crashed: {why}")),
+        Ending::Crashed(what, _) => (false, format!("crashed: {what}")),
     };
     let style = if programs.len() > 1 { output::colour(id) } else { anstyle::Style::new() };
     cli::eprintln!(

@@ -445,15 +445,40 @@ fn a_guest_says_itself_how_it_ended() {
 }
 
 #[test]
-fn a_crash_is_one_clear_line() {
+fn a_crash_is_one_clear_line_with_an_autopsy() {
     let dir = tempfile::tempdir().unwrap();
     let path = guest(dir.path(), "fault.bin", asm::real::TRIPLE_FAULT);
+    let cause = "cause  invalid opcode (#UD): ud2 raises it; while delivering it, IDT vector 6 is";
     let ran = stage_04([&path]).run();
     ran.ended(1).stderr_has("fault.bin: crashed: KVM_EXIT_SHUTDOWN, a triple fault");
-    assert_eq!(ran.err().lines().count(), 1, "{ran}");
+    ran.stderr_has("\n-- autopsy: vCPU 0, triple fault --").stderr_has(cause);
     assert_eq!(ran.out(), "");
     // Where it happened, unless KVM has reset the vCPU: then no address rather than a wrong one.
     assert!(!ran.err().contains("F000:FFF0"), "{ran}");
+    // One of several, in a window of its own, after exits whose answers it gets again when it is run a second time.
+    // mov al, 'X'; mov dx, 0x3F8; out dx, al; in al, dx
+    let exits = [0xB0, b'X', 0xBA, 0xF8, 0x03, 0xEE, 0xEC];
+    let mut code = [&exits, asm::real::TRIPLE_FAULT].concat();
+    // The address that LIDT reads.
+    code[exits.len() + 3] += exits.len() as u8;
+    fs::write(&path, code).unwrap();
+    let ran = stage_04([PathBuf::from("counter"), path]).run();
+    ran.ended(1)
+        .stderr_has("\n-- autopsy: vCPU 1, ")
+        .stderr_has(cause)
+        .stderr_has("-> 1000:1014  ");
+    ran.stderr_has("in 3F8 -> ").stdout_has("X\n");
+}
+
+#[test]
+fn a_guest_that_waits_for_an_absent_device_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    // in al, 0x64; test al, 0x80; jnz back; hlt
+    let polls = guest(dir.path(), "polls.bin", &[0xE4, 0x64, 0xA8, 0x80, 0x75, 0xFA, 0xF4]);
+    let ran = stage_04([&polls]).args(["--watchdog", "0.5"]).run();
+    ran.ended(1)
+        .stderr_has("polls.bin: crashed: it hangs, asking devices the same again and again")
+        .stderr_has("cause  it polls port 0x64, where no device is, which reads 0xff each time.");
 }
 
 #[test]
@@ -509,14 +534,16 @@ fn a_reader_that_leaves_early_is_no_failure() {
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
-    /// Whatever the bytes are: a halt, a crash, or an endless loop, and one line about it.
+    /// Whatever the bytes are: a halt, a crash, or an endless loop, one line about it, and an autopsy of 80 columns.
     #[test]
     fn random_bytes_end_in_one_of_four_ways(code in prop::collection::vec(any::<u8>(), 1..600)) {
         let dir = tempfile::tempdir().unwrap();
         let path = guest(dir.path(), "random.bin", &code);
         let ran = stage_04([&path]).args(["--timeout", "0.2"]).run();
         prop_assert!(matches!(ran.code(), Some(0 | 1 | 4)), "{ran}");
-        prop_assert!(ran.err().lines().count() == 1, "{ran}");
+        // The autopsy has a limit of its own.
+        let err = ran.err();
+        prop_assert!(err.lines().skip(1).all(|line| line.chars().count() <= 80), "{ran}");
         prop_assert!(!ran.err().contains("panicked"), "{ran}");
     }
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use cli::{Ended, eprintln, gdb, trace};
+use cli::{Ended, debug, eprintln};
 use common::file;
 use common::layout::{PROGRAM, VGA_HOLE};
 
-use crate::{Report, machine};
+use crate::{Report, boot, machine};
 
 /// How many writes each way of the comparison gets.
 const WRITES: u64 = 5_000;
@@ -69,13 +69,10 @@ pub struct Args {
 
     /// End with exit code 4 if a guest has not ended after SECS seconds
     #[arg(long, value_name = "SECS", allow_hyphen_values = true, value_parser = cli::seconds, conflicts_with = "gdb")]
-    pub timeout: Option<Duration>,
+    timeout: Option<Duration>,
 
     #[command(flatten)]
-    trace: trace::Flags,
-
-    #[command(flatten)]
-    pub gdb: gdb::Flags,
+    debug: debug::Flags,
 }
 
 /// The demos, one a line.
@@ -102,24 +99,24 @@ pub struct Guest {
     pub program: Cow<'static, [u8]>,
     /// What it finds in RCX.
     pub rcx: u64,
-    /// How it is watched.
-    pub trace: trace::Flags,
+    /// Who looks on.
+    pub debug: debug::Flags,
 }
 
 impl Guest {
     /// The demo of that name, or else the file.
-    fn find(path: &Path, trace: &trace::Flags) -> Result<Self> {
-        let (name, mut trace) = (path.display().to_string(), trace.clone());
+    fn find(path: &Path, debug: &debug::Flags) -> Result<Self> {
+        let (name, mut debug) = (path.display().to_string(), debug.clone());
         if let Some(&(_, code, _)) = DEMOS.iter().find(|(demo, ..)| *demo == name) {
             // The exits are all that `sizes` has to show.
             if name == "sizes" {
-                trace = trace.or_trace("mmio,every")?;
+                debug = debug.or_trace("mmio,every")?;
             }
             let rcx = if name == COMPARE { WRITES } else { 0 };
-            return Ok(Self { name, program: code.into(), rcx, trace });
+            return Ok(Self { name, program: code.into(), rcx, debug });
         }
         match file::read(path, MOST) {
-            Ok(code) => Ok(Self { name, program: code.into(), rcx: 0, trace }),
+            Ok(code) => Ok(Self { name, program: code.into(), rcx: 0, debug }),
             Err(file::Error::Open(error)) if error.kind() == ErrorKind::NotFound => {
                 bail!("{name}: neither a demo (05_mmio --list names them) nor a file")
             }
@@ -139,14 +136,14 @@ pub fn run(args: &Args) -> Result<Ended> {
         names = DEMOS.iter().map(|(name, ..)| name.into()).collect();
     }
     ensure!(
-        !args.gdb.is_wanted() || matches!(names.as_slice(), [name] if name != Path::new(COMPARE)),
+        !args.debug.wants_gdb() || matches!(names.as_slice(), [name] if name != Path::new(COMPARE)),
         "--gdb is for one machine: name one demo, and not {COMPARE}, which runs several"
     );
     // All of them are looked for before the first one runs.
     let guests: Vec<_> =
-        names.iter().map(|name| Guest::find(name, &args.trace)).collect::<Result<_>>()?;
+        names.iter().map(|name| Guest::find(name, &args.debug)).collect::<Result<_>>()?;
     let machines = guests.len() > 1 || guests.iter().any(|guest| guest.name == COMPARE);
-    if machines && args.trace.writes_files() {
+    if machines && args.debug.writes_files() {
         bail!(
             "--trace-file and --stats-plot are for one machine: name one demo, and not {COMPARE}"
         );
@@ -160,7 +157,11 @@ pub fn run(args: &Args) -> Result<Ended> {
         let ended = match guest.name.as_str() {
             COMPARE => compare(guest, args)?,
             _ => match in_time(guest, Delivery::Exits, args)? {
-                Some(report) => tell(&report),
+                Some(report) => {
+                    let ended = tell(&report);
+                    autopsy(guest, report)?;
+                    ended
+                }
                 None => Ended::TimedOut,
             },
         };
@@ -174,8 +175,8 @@ pub fn run(args: &Args) -> Result<Ended> {
 /// Runs a machine on a thread of its own: there it may wait for whoever reads stdout, who may never do so.
 /// No report means that it was given up when the time was over.
 fn in_time(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Option<Report>> {
-    let (guest, arguments) = (guest.clone(), args.clone());
-    cli::within(args.timeout, move || machine(&guest, delivery, &arguments))?.transpose()
+    let (guest, timeout) = (guest.clone(), args.timeout);
+    cli::within(timeout, move || machine(&guest, delivery, timeout))?.transpose()
 }
 
 /// Says how a machine ended and what it exited for.
@@ -192,6 +193,13 @@ fn tell(report: &Report) -> Ended {
     let colon = if reasons.is_empty() { "" } else { ":\n  " };
     eprintln!("The guest {how} after {count} exits in {ms:.1} ms{colon}{}.", reasons.join(", "));
     report.ended
+}
+
+/// Says why a guest died, if it did: from what it left, or by making its machine again and running it a second time.
+fn autopsy(guest: &Guest, report: Report) -> Result<()> {
+    let Some((vcpu, cause)) = report.dead else { return Ok(()) };
+    let again = &mut || boot(&common::kvm::open()?, guest);
+    cli::autopsy::report(&vcpu, cause, None, Some(again))
 }
 
 /// The same guest with the same writes, delivered in three ways.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use cli::screen::Viewer;
 use cli::{CannotPrint, Ended, gdb};
+use common::autopsy::Cause;
 use common::bus::{Bus, shared};
 use common::coalesced::Ring;
 use common::deadline::Deadline;
@@ -30,7 +31,9 @@ use common::teletype::Teletype;
 use common::text_screen::{self, TextScreen};
 use common::trace::Devices;
 use common::vcpu::{Exit, Vcpu};
-use demos::{Args, Delivery, Guest};
+use demos::{Delivery, Guest};
+use kvm_bindings::kvm_regs;
+use kvm_ioctls::Kvm;
 use vm_memory::Bytes;
 
 /// Two pages, so that an access can cross from one to the other.
@@ -53,24 +56,36 @@ struct Report {
     exits: BTreeMap<&'static str, u64>,
     /// How many of the guest's writes reached the scratch registers, in whichever way.
     arrived: u64,
+    /// The vCPU of a guest that died, and how it did.
+    dead: Option<(Vcpu, Cause)>,
 }
 
-/// Runs `guest` in a machine of its own.
-fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
+/// A machine at its beginning, with the guest's program in it.
+fn boot(kvm: &Kvm, guest: &Guest) -> Result<Vcpu> {
     // ANCHOR: machine
     // RAM from 0 up to where a PC has its video card; the ROM at the end of the first megabyte. In
     // between no memslot is: those addresses belong to devices.
-    let kvm = common::kvm::open()?;
-    let vm = Vm::with_ram(&kvm, VGA_HOLE.0)?;
+    let vm = Vm::with_ram(kvm, VGA_HOLE.0)?;
     vm.add_slot(1, ROM, ROM_SIZE, SlotFlags { read_only: true, ..SlotFlags::default() })?;
     vm.ram().write_slice(ROM_TEXT, ROM)?;
     vm.ram().write_slice(&guest.program, PROGRAM)?;
-    let watch = guest.trace.start(&vm)?;
 
     // The interrupt controllers come after the memory and before the vCPU.
     create_irqchip(&vm)?;
-    let mut vcpu = Vcpu::new(&vm, 0)?;
+    let vcpu = Vcpu::new(&vm, 0)?;
     // ANCHOR_END: machine
+    vcpu.set_supported_cpuid(kvm)?;
+    vcpu.start_real_mode(PROGRAM)?;
+    vcpu.set_regs(&kvm_regs { rcx: guest.rcx, ..vcpu.regs()? })?;
+    Ok(vcpu)
+}
+
+/// Runs `guest` in a machine of its own.
+fn machine(guest: &Guest, delivery: Delivery, timeout: Option<Duration>) -> Result<Report> {
+    let kvm = common::kvm::open()?;
+    let mut vcpu = boot(&kvm, guest)?;
+    let vm = vcpu.vm().clone();
+    let kit = guest.debug.start(&vm, 1, None, gdb::exit)?;
 
     // ANCHOR: devices
     // The devices, each at its addresses.
@@ -106,20 +121,12 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
     }
     // ANCHOR_END: savers
 
-    vcpu.set_supported_cpuid(&kvm)?;
-    vcpu.start_real_mode(PROGRAM)?;
-    let mut regs = vcpu.regs()?;
-    regs.rcx = guest.rcx;
-    vcpu.set_regs(&regs)?;
-
-    let gdb = args.gdb.start(1, None, gdb::exit)?;
-    watch.follow(&mut vcpu, &Devices::of(&ports, &bus))?;
-    let viewer = Viewer::start(&screen, !guest.trace.is_wanted());
-    let deadline = Deadline::new(args.timeout)?;
-    let mut exits = BTreeMap::new();
+    kit.follow(&mut vcpu, &Devices::of(&ports, &bus))?;
+    let viewer = Viewer::start(&screen, !guest.debug.wants_trace());
+    let deadline = Deadline::new(timeout)?;
+    let (mut exits, mut cause) = (BTreeMap::new(), None);
     let start = Instant::now();
     let ended = loop {
-        gdb.before_run(&mut vcpu)?;
         // ANCHOR: exits
         let back = vcpu.run()?;
         // What KVM has collected was written before this.
@@ -143,22 +150,21 @@ fn machine(guest: &Guest, delivery: Delivery, args: &Args) -> Result<Report> {
                 "a port"
             }
             Exit::Interrupted if deadline.passed() => break Ended::TimedOut,
-            Exit::Interrupted => "a signal",
-            Exit::Debug(_) => "gdb",
+            // A signal: the guest has done nothing.
+            Exit::Interrupted => continue,
             crash => {
                 cli::eprintln!("error: the guest crashed: {crash}");
+                cause = Cause::of(&crash);
                 break Ended::GuestCrashed;
             }
         };
         *exits.entry(reason).or_default() += 1;
     };
     let time = start.elapsed();
-    gdb.leave(&vcpu);
-    vcpu.end_watch()?;
+    vcpu.leave()?;
     tty.flush().and_then(|()| viewer.finish()).map_err(CannotPrint)?;
-
-    watch.finish()?;
+    kit.finish()?;
     let counted = counter.map_or(Ok(0), |counter| counter.take())?;
     let arrived = scratch.lock().expect("no thread panicked").writes() + counted;
-    Ok(Report { ended, time, exits, arrived })
+    Ok(Report { ended, time, exits, arrived, dead: cause.map(|cause| (vcpu, cause)) })
 }

@@ -295,6 +295,45 @@ fn the_doorbell_is_answered_by_an_interrupt() {
     assert_eq!(count("name", "write 000D0008"), 8);
 }
 
+/// By a Unix socket, which the lab has in its own `/dev/shm`.
+#[test]
+fn gdb_stops_at_the_driver_and_in_its_interrupt_handler() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let socket = dir.path().join("gdb");
+    let at = |wanted: &[u8]| {
+        let found = asm::real::DOORBELL.windows(wanted.len()).position(|code| code == wanted);
+        format!("*{:#x}", PROGRAM.0 + found.unwrap() as u64)
+    };
+    // `mov dword [fs:8], 1` rings; `mov eax, [fs:0x10]` takes the result, in the handler.
+    let rings = at(&[0x64, 0x66, 0xC7, 0x06, 0x08, 0x00, 0x01]);
+    let takes = at(&[0x64, 0x66, 0xA1, 0x10, 0x00]);
+    let (ran, gdb) = mmio(&["doorbell"]).under_gdb_at(
+        &format!("unix:{}", socket.display()),
+        &[
+            &format!("break {rings}"),
+            &format!("break {takes}"),
+            "continue",
+            "x/i $pc",
+            "continue",
+            "monitor exits 1",
+            "stepi",
+            "p $eax",
+            "delete",
+            "continue",
+        ],
+    );
+    gdb.ended(0)
+        .stdout_has("Breakpoint 1, ")
+        .stdout_has("movl   $0x1,%fs:0x8")
+        .stdout_has("Breakpoint 2, ")
+        // The root of 144.
+        .stdout_has("$1 = 12\n")
+        .stderr_has("write 000D0008 <- 00000001")
+        .stdout_has("exited normally");
+    ran.ended(0).stdout_has("Interrupts taken: 4");
+    assert!(!socket.exists(), "the socket goes with the machine");
+}
+
 #[test]
 fn the_guest_takes_an_interrupt_for_each_ring() {
     let mut machine = Machine::new(asm::real::DOORBELL);
@@ -456,9 +495,16 @@ fn programs_of_ones_own_run_and_their_ends_are_told_apart() {
     endless.ended(4).stdout_has("X\n").stderr_has("--timeout");
     // cli; hlt sleeps forever in the kernel; a signal reaches it there too.
     own(dir.path(), &then(&[0xFA, 0xF4]), &["--timeout", "1"]).ended(4).stdout_has("X\n");
+    own(dir.path(), &[0xFA, 0xF4], &["--watchdog", "0.5"])
+        .ended(1)
+        .stderr_has("error: the guest crashed: it hangs, halted with interrupts off")
+        .stderr_has("cause  HLT before 0000:1002 with interrupts off");
     own(dir.path(), asm::real::TRIPLE_FAULT, &["--timeout", "20"])
         .ended(1)
-        .stderr_has("error: the guest crashed: KVM_EXIT_SHUTDOWN");
+        .stderr_has("error: the guest crashed: KVM_EXIT_SHUTDOWN")
+        .stderr_has(
+            "cause  invalid opcode (#UD): ud2 raises it; while delivering it, IDT vector 6",
+        );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! From this stage on the loop around `KVM_RUN` lives in [`common::run`]. Read `machine` from top
 //! to bottom: it is what gets plugged into that loop.
 
+mod guests;
 mod kernel;
 mod records;
 
@@ -11,22 +12,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use cli::console::{self, Console};
-use cli::{Ended, autopsy, gdb, trace};
+use cli::{Ended, autopsy, debug, gdb};
 use common::bus::{self, Bus, shared};
 use common::hypercall::{self, DebugExit};
 use common::irqfd::{self, Irqfd};
-use common::layout::PROGRAM;
-use common::memory::{Ram, Vm};
+use common::kvm;
+use common::memory::Vm;
 use common::run::{self, Ending, Ran};
 use common::trace::Devices;
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
-use common::{kvm, long_mode};
-use kvm_bindings::kvm_regs;
+use guests::{Guest, Way};
 use kvm_ioctls::Kvm;
-use vm_memory::{Bytes, GuestAddress};
 
 /// Climbs to 64-bit long mode, and runs a small Rust kernel there.
 ///
@@ -64,37 +63,7 @@ struct Args {
     console: console::Flags,
 
     #[command(flatten)]
-    trace: trace::Flags,
-
-    #[command(flatten)]
-    gdb: gdb::Flags,
-
-    #[command(flatten)]
-    autopsy: autopsy::Flags,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Guest {
-    /// The Rust kernel: paging, interrupts, a shell, and programs in ring 3
-    Kernel,
-    /// Real mode, protected mode, 32-bit paging, PAE, long mode in turn
-    Climb,
-    /// Long mode from the first instruction on: the host has set the registers
-    Direct,
-    /// Six exceptions, caught and reported
-    Exceptions,
-    /// The timer's interrupts, through the interrupt controllers in KVM
-    Interrupts,
-    /// Down to ring 3, and back by syscall, by int 0x80 and by a fault
-    Rings,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Way {
-    /// The host writes the tables and sets the registers
-    Host,
-    /// A guest program climbs from real mode and jumps to the kernel
-    Climb,
+    debug: debug::Flags,
 }
 
 /// The guests write up to here.
@@ -121,11 +90,10 @@ fn machine(args: Args) -> Result<Ended> {
     let kvm = kvm::open()?;
     let mut vcpu = boot(&args, &kvm)?;
     let (vm, ram) = (vcpu.vm().clone(), vcpu.vm().ram());
-    let watch = args.trace.start(&vm)?;
+    let (stop, stopped) = run::stop();
+    let kit = args.debug.start(&vm, 1, args.kernel.as_deref(), gdb::stopping(&stop))?;
 
     // What the guest finds at its ports: a console, and a way to end.
-    let (stop, stopped) = run::stop();
-    let gdb = args.gdb.start(1, args.kernel.as_deref(), gdb::stopping(&stop))?;
     let console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, console.screen()));
     let mut ports = Bus::new();
@@ -135,11 +103,11 @@ fn machine(args: Args) -> Result<Ended> {
     // Keys go in, the guest runs, and how it ended is how we end.
     console.type_into(move |keys| uart::type_in(&uart, keys))?;
     let (mmio, limit) = (Bus::new(), args.console.timeout);
-    watch.follow(&mut vcpu, &Devices::of(&ports, &mmio))?;
-    let stopped = stopped.under(gdb).or_hung(args.autopsy.watchdog());
+    kit.follow(&mut vcpu, &Devices::of(&ports, &mmio))?;
+    let stopped = stopped.under(&kit.gdb);
     let Ran { ending, vcpus } = run::run(vec![vcpu], ports, mmio, stopped, limit)?;
     let ended = console.finish(&ending);
-    watch.finish()?;
+    kit.finish()?;
     autopsy::tell(&ending, &vcpus, None, Some(|| boot(&args, &kvm)))?;
 
     if matches!(args.guest, Guest::Climb | Guest::Direct) && ending == Ending::Exited(0) {
@@ -159,31 +127,7 @@ fn boot(args: &Args, kvm: &Kvm) -> Result<Vcpu> {
     let vcpu = Vcpu::new(&vm, 0)?;
     // CPUID comes before long mode: without it the vCPU has none.
     vcpu.set_supported_cpuid(kvm)?;
-    load(args, &vm.ram(), &vcpu)?;
+    guests::load(args, &vm.ram(), &vcpu)?;
     Ok(vcpu)
 }
 // ANCHOR_END: machine
-
-/// Puts the guest into memory, and the vCPU at its first instruction.
-fn load(args: &Args, ram: &Ram, vcpu: &Vcpu) -> Result<()> {
-    let program = match args.guest {
-        Guest::Kernel => {
-            let entry = kernel::load(ram, args.kernel.as_deref())?;
-            return match args.enter {
-                Way::Host => kernel::enter(vcpu, ram, entry),
-                Way::Climb => kernel::climb_to(vcpu, ram, entry),
-            };
-        }
-        Guest::Climb => {
-            ram.write_slice(asm::real::CLIMB, PROGRAM)?;
-            return Ok(vcpu.start_real_mode(PROGRAM)?);
-        }
-        Guest::Direct => asm::long::DIRECT,
-        Guest::Exceptions => asm::long::EXCEPTIONS,
-        Guest::Interrupts => asm::long::INTERRUPTS,
-        Guest::Rings => asm::long::RINGS,
-    };
-    ram.write_slice(program, PROGRAM)?;
-    let GuestAddress(rip) = PROGRAM;
-    Ok(long_mode::enter(vcpu, ram, kvm_regs { rip, ..Default::default() })?)
-}

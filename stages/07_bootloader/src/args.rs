@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use cli::console::{self, Console};
-use cli::{autopsy, gdb, trace};
+use cli::debug;
 use common::cmos::BootFirst;
 use common::ide::Drive;
 use common::smp::MAX_CPUS;
@@ -108,13 +108,7 @@ pub struct Args {
     pub console: console::Flags,
 
     #[command(flatten)]
-    pub trace: trace::Flags,
-
-    #[command(flatten)]
-    pub gdb: gdb::Flags,
-
-    #[command(flatten)]
-    pub autopsy: autopsy::Flags,
+    pub debug: debug::Flags,
 }
 
 /// Which drives the BIOS tries first.
@@ -163,8 +157,8 @@ impl Args {
     /// Refuses what would write into the text screen's picture.
     pub fn check_beside_picture(&self) -> Result<()> {
         for (wanted, option) in [
-            (self.trace.is_wanted(), "--trace"),
-            (self.gdb.is_wanted(), "--gdb"),
+            (self.debug.wants_trace(), "--trace"),
+            (self.debug.wants_gdb(), "--gdb"),
             (self.firmware_log, "--firmware-log"),
         ] {
             if wanted {

@@ -41,11 +41,10 @@ fn machine(args: Args) -> Result<Ended> {
     }
 
     let (vm, mut vcpus) = boot(&args, &kvm, &rom)?;
-    let watch = args.trace.start(&vm)?;
 
     // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disks.
     let (stop, stopped) = run::stop();
-    let gdb = args.gdb.start(vcpus.len(), args.kernel.as_deref(), gdb::stopping(&stop))?;
+    let kit = args.debug.start(&vm, vcpus.len(), args.kernel.as_deref(), gdb::stopping(&stop))?;
     let mut console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, args.serial(&console)?));
     let vga = shared(Vga::default());
@@ -85,11 +84,11 @@ fn machine(args: Args) -> Result<Ended> {
         }
     }
     let (mmio, limit) = (Bus::new(), args.console.timeout);
-    watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
-    let stopped = stopped.under(gdb).or_hung(args.autopsy.watchdog());
+    kit.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
+    let stopped = stopped.under(&kit.gdb);
     let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped, limit)?;
     let ended = console.finish(&ending);
-    watch.finish()?;
+    kit.finish()?;
     let again = || boot(&args, &kvm, &rom).map(|(_, mut vcpus)| vcpus.remove(0));
     autopsy::tell(&ending, &vcpus, None, Some(again))?;
     if args.kernel.is_none() && matches!(ended, Ended::GuestCrashed | Ended::TimedOut) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
-use cli::{autopsy, cache, config, console, gdb, manual, size, trace};
+use cli::{cache, config, console, debug, manual, size};
 use common::linux::{self, Cache, Way};
 use common::memory::Pages;
 use common::smp::MAX_CPUS;
@@ -114,13 +114,7 @@ pub struct Args {
     pub record: Option<PathBuf>,
 
     #[command(flatten)]
-    pub trace: trace::Flags,
-
-    #[command(flatten)]
-    pub gdb: gdb::Flags,
-
-    #[command(flatten)]
-    pub autopsy: autopsy::Flags,
+    pub debug: debug::Flags,
 
     /// Say on stderr what is found in the kernel and done with it
     #[arg(short, long, help_heading = "Debugging")]
@@ -230,7 +224,7 @@ impl Args {
 
     /// With `--stats`: how much memory the balloon had in the end.
     pub fn tell_balloon(&self, balloon: Option<Control>) {
-        if let Some(balloon) = balloon.filter(|_| self.trace.stats) {
+        if let Some(balloon) = balloon.filter(|_| self.debug.wants_stats()) {
             cli::eprintln!("at the end {}", balloon.last());
         }
     }

@@ -47,11 +47,10 @@ fn machine(args: Args) -> Result<Ended> {
         None => boot(&args, &kvm, count)?,
     };
 
-    let watch = args.trace.start(&vm)?;
-
     // The terminal from which we were started becomes the guest's.
     let (stop, stopped) = run::stop();
-    let gdb = args.gdb.start(vcpus.len(), args.symbols().as_deref(), gdb::stopping(&stop))?;
+    let kit =
+        args.debug.start(&vm, vcpus.len(), args.symbols().as_deref(), gdb::stopping(&stop))?;
     let console = Console::open(&args.console, stop.clone())?;
     args.record.as_deref().map(|file| console.record(file)).transpose()?;
     let (screen, panicked) = PanicWatch::new(console.screen(), stop.clone());
@@ -98,8 +97,8 @@ fn machine(args: Args) -> Result<Ended> {
         Some(terminal) => console.type_into(move |keys| terminal.type_in(keys))?,
         None => console.type_into(move |keys| uart::type_in(&uart, keys))?,
     }
-    watch.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
-    let stopped = stopped.under(gdb).or_hung(args.autopsy.watchdog());
+    kit.follow_all(&mut vcpus, &Devices::of(&ports, &mmio))?;
+    let stopped = stopped.under(&kit.gdb);
     let again = || boot(&args, &kvm, count).map(|(_, mut vcpus, _)| vcpus.remove(0));
     let (cpus, limit) = (vcpus.len(), args.console.timeout);
     let Ran { ending, vcpus } = run::run(vcpus, ports, mmio, stopped, limit)?;
@@ -112,7 +111,7 @@ fn machine(args: Args) -> Result<Ended> {
     let ending = panicked.judge(ending);
     let ended = console.finish(&ending);
     args.tell_balloon(balloon);
-    watch.finish()?;
+    kit.finish()?;
     autopsy::tell(&ending, &vcpus, finding, args.restore.is_none().then_some(again))?;
     Ok(ended)
 }

@@ -91,6 +91,7 @@ fn gdb_that_kills_ends_the_program() {
 fn addresses_that_cannot_be_listened_on_are_refused() {
     vcpu().args(["--gdb=x"]).run().refused(2, "expected PORT, HOST:PORT or unix:PATH");
     vcpu().args(["--gdb", "--step"]).run().refused(2, "cannot be used with");
+    vcpu().args(["--gdb", "--trace=step"]).run().refused(2, "leave one of them out");
     vcpu()
         .args(["--gdb=192.0.2.1:1234"])
         .run()

@@ -10,6 +10,7 @@ use common::layout::PROGRAM;
 use common::long_mode;
 use common::memory::Vm;
 use common::run::{self, Crash, Ending};
+use common::trace::Devices;
 use common::vcpu::Vcpu;
 use kvm_bindings::kvm_regs;
 use vm_memory::Bytes;
@@ -279,9 +280,9 @@ fn machine(program: &[u8], start: Start) -> Result<Vcpu, Box<dyn Error + Send + 
 
 /// Runs a guest to its death, and asks why.
 fn autopsy(program: &[u8], start: Start) -> Autopsy {
-    let vcpu = machine(program, start).unwrap();
+    let mut vcpu = machine(program, start).unwrap();
     let (_, stopped) = run::stop();
-    let stopped = stopped.or_hung(Some(Watchdog::new(STILL)));
+    Watchdog::new(STILL).follow(&mut vcpu, &Devices::default());
     let ran = run::run(vec![vcpu], Bus::new(), Bus::new(), stopped, Some(PATIENCE)).unwrap();
     let Ending::Crashed(Crash { cause, .. }) = ran.ending else { panic!("{:?}", ran.ending) };
     let mut again = || machine(program, start);

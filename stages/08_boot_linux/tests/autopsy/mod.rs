@@ -3,6 +3,7 @@
 use common::autopsy::{Autopsy, Watchdog};
 use common::layout::BOOT_PARAMS;
 use common::run::{Crash, Ran};
+use common::trace::Devices;
 use vm_memory::Bytes;
 
 use super::*;
@@ -37,9 +38,9 @@ fn machine(spoil: fn(&Ram, &linux::Kernel)) -> (Vcpu, Option<String>) {
 
 /// How it dies.
 fn autopsy(spoil: fn(&Ram, &linux::Kernel)) -> Autopsy {
-    let (vcpu, finding) = machine(spoil);
+    let (mut vcpu, finding) = machine(spoil);
     let (_, stopped) = run::stop();
-    let stopped = stopped.or_hung(Some(Watchdog::new(Duration::from_secs(2))));
+    Watchdog::new(Duration::from_secs(2)).follow(&mut vcpu, &Devices::default());
     let ran = run::run(vec![vcpu], Bus::new(), Bus::new(), stopped, Some(PATIENCE)).unwrap();
     let Ran { ending: Ending::Crashed(Crash { cause, .. }), vcpus } = ran else {
         panic!("{:?}", ran.ending)
