@@ -1,8 +1,8 @@
 //! Builds the kernel in `kernel/`, a workspace of its own, by a second cargo.
 
+use std::env;
 use std::path::PathBuf;
 use std::process::Command;
-use std::{env, fs};
 
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -46,7 +46,13 @@ fn main() {
         return;
     }
     let built = out.join("target/x86_64-unknown-linux-gnu/release/kernel");
-    if let Err(error) = fs::copy(&built, out.join("kernel.elf")) {
-        println!("cargo::error={}: {error}", built.display());
+    // Line tables are several times as large as the kernel, and only gdb reads them. The tool comes with the linker.
+    let stripped = Command::new("strip")
+        .args(["--strip-debug", "-o"])
+        .args([&out.join("kernel.elf"), &built])
+        .status();
+    if !stripped.is_ok_and(|status| status.success()) {
+        println!("cargo::error=strip, a part of binutils, cannot strip {}", built.display());
     }
+    println!("cargo::rustc-env=KERNEL_SYMBOLS={}", built.display());
 }

@@ -13,6 +13,9 @@ use guests::boot::{BootInfo, E820Entry, KERNEL_LIMIT, KERNEL_START, MAGIC, loade
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::Args;
+use crate::guest::Guest;
+
 /// Where the climb (`asm/real/climb.asm`) looks for the entry point of a kernel and for its boot info.
 const CLIMB_ENTRY: GuestAddress = GuestAddress(PROGRAM.0 + 8);
 const CLIMB_BOOT_INFO: GuestAddress = GuestAddress(PROGRAM.0 + 16);
@@ -29,6 +32,12 @@ pub fn load(ram: &Ram, path: Option<&Path>) -> Result<GuestAddress> {
         }
     };
     Ok(image.entry)
+}
+
+/// What gdb knows the kernel by: its file, or that from which the built-in one was made.
+pub fn symbols(args: &Args) -> Option<&Path> {
+    let built_in = || guests::kernel_symbols().filter(|_| args.guest == Guest::Kernel);
+    args.kernel.as_deref().or_else(built_in)
 }
 
 /// Has the vCPU begin in long mode, with the kernel's first instruction.

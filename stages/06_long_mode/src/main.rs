@@ -4,7 +4,7 @@
 //! From this stage on the loop around `KVM_RUN` lives in [`common::run`]. Read `machine` from top
 //! to bottom: it is what gets plugged into that loop.
 
-mod guests;
+mod guest;
 mod kernel;
 mod records;
 
@@ -24,7 +24,7 @@ use common::run::{self, Ending, Ran};
 use common::trace::Devices;
 use common::uart::{self, Uart};
 use common::vcpu::Vcpu;
-use guests::{Guest, Way};
+use guest::{Guest, Way};
 use kvm_ioctls::Kvm;
 
 /// Climbs to 64-bit long mode, and runs a small Rust kernel there.
@@ -91,7 +91,7 @@ fn machine(args: Args) -> Result<Ended> {
     let mut vcpu = boot(&args, &kvm)?;
     let (vm, ram) = (vcpu.vm().clone(), vcpu.vm().ram());
     let (stop, stopped) = run::stop();
-    let kit = args.debug.start(&vm, 1, args.kernel.as_deref(), gdb::stopping(&stop))?;
+    let kit = args.debug.start(&vm, 1, kernel::symbols(&args), gdb::stopping(&stop))?;
 
     // What the guest finds at its ports: a console, and a way to end.
     let console = Console::open(&args.console, stop.clone())?;
@@ -127,7 +127,7 @@ fn boot(args: &Args, kvm: &Kvm) -> Result<Vcpu> {
     let vcpu = Vcpu::new(&vm, 0)?;
     // CPUID comes before long mode: without it the vCPU has none.
     vcpu.set_supported_cpuid(kvm)?;
-    guests::load(args, &vm.ram(), &vcpu)?;
+    guest::load(args, &vm.ram(), &vcpu)?;
     Ok(vcpu)
 }
 // ANCHOR_END: machine
