@@ -14,7 +14,7 @@ use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::Args;
-use crate::guest::Guest;
+use crate::guest::{Guest, Way};
 
 /// Where the climb (`asm/real/climb.asm`) looks for the entry point of a kernel and for its boot info.
 const CLIMB_ENTRY: GuestAddress = GuestAddress(PROGRAM.0 + 8);
@@ -34,10 +34,14 @@ pub fn load(ram: &Ram, path: Option<&Path>) -> Result<GuestAddress> {
     Ok(image.entry)
 }
 
-/// What gdb knows the kernel by: its file, or that from which the built-in one was made.
+/// What gdb may read the kernel's symbols from: its file, or that from which the built-in one was made. A gdb that has a
+/// 64-bit file refuses to talk with a vCPU in real mode, where the climb begins.
 pub fn symbols(args: &Args) -> Option<&Path> {
-    let built_in = || guests::kernel_symbols().filter(|_| args.guest == Guest::Kernel);
-    args.kernel.as_deref().or_else(built_in)
+    let file = match &args.kernel {
+        Some(file) => Some(file.as_path()),
+        None => guests::kernel_symbols(),
+    };
+    file.filter(|_| args.guest == Guest::Kernel && args.enter == Way::Host)
 }
 
 /// Has the vCPU begin in long mode, with the kernel's first instruction.

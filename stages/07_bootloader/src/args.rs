@@ -1,7 +1,7 @@
 //! The command line, and the disk and the firmware that it chooses.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -179,12 +179,6 @@ impl Args {
             }
             disks => disks::open(disks, self.kernel.is_none()),
         }
-    }
-
-    /// What gdb knows the kernel by: its file, or that from which the one on our own disk was made.
-    pub fn symbols(&self) -> Option<&Path> {
-        let ours = || guests::kernel_symbols().filter(|_| self.disks.is_empty() && !self.no_disk);
-        self.kernel.as_deref().or_else(ours)
     }
 
     /// The firmware that was asked for.

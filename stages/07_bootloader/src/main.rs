@@ -44,7 +44,7 @@ fn machine(args: Args) -> Result<Ended> {
 
     // What the guest finds at its ports: how far POST came, settings, a console, a way to end, the disks.
     let (stop, stopped) = run::stop();
-    let kit = args.debug.start(&vm, vcpus.len(), args.symbols(), gdb::stopping(&stop))?;
+    let kit = args.debug.start(&vm, vcpus.len(), args.kernel.as_deref(), gdb::stopping(&stop))?;
     let mut console = Console::open(&args.console, stop.clone())?;
     let uart = shared(Uart::new(Irqfd::new(&vm, uart::COM1_IRQ)?, args.serial(&console)?));
     let vga = shared(Vga::default());
