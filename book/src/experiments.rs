@@ -4,6 +4,7 @@
 //! `cargo run --bin NAME` is the program itself there. Two labs share the files between them, each resumed only once;
 //! those of one file are run one after the other.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
@@ -179,8 +180,9 @@ fn outputs(root: &Path, target: &Path, files: &[File<'_>]) -> Result<Vec<String>
         cargo.current_dir(root).env("CARGO_TARGET_DIR", target).args(args);
         cargo
     };
-    let built = cargo(&["build", "--quiet", "--bins"].map(OsStr::new)).status();
-    ensure!(built.context("cannot start cargo")?.success(), "the stages do not build");
+    let mut build = cargo(&["build", "--quiet"].map(OsStr::new));
+    build.args(programs(files).into_iter().flat_map(|program| ["--bin", program]));
+    ensure!(build.status().context("cannot start cargo")?.success(), "the programs do not build");
     let folder = target.join("experiments");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -208,6 +210,20 @@ fn outputs(root: &Path, target: &Path, files: &[File<'_>]) -> Result<Vec<String>
     (0..count).map(output).collect()
 }
 
+/// What `cargo xtask image` runs.
+const IMAGE: &str = "mini-kvm-image";
+
+/// The programs that the commands name.
+fn programs<'a>(files: &[File<'a>]) -> BTreeSet<&'a str> {
+    let named = Regex::new(r"cargo run --bin (\w+)|cargo xtask image\b").expect("a pattern");
+    let commands = files.iter().flat_map(|(.., experiments)| experiments);
+    let found = commands.flat_map(|experiment| {
+        let names = named.captures_iter(experiment.command);
+        names.map(|found| found.get(1).map_or(IMAGE, |name| name.as_str()))
+    });
+    found.collect()
+}
+
 // ANCHOR: script
 /// The shell script that runs them, each with its output in a file of its number. Of several shells that run it at the same
 /// time, each takes the next file that no other has: `mkdir` can make a folder only once.
@@ -216,7 +232,7 @@ fn script(root: &Path, target: &Path, folder: &Path, files: &[File<'_>]) -> Stri
     let mut script = format!(
         "cargo() {{\n  \
            case \"$1 $2\" in\n    \
-             'xtask image') program=mini-kvm-image; shift 2 ;;\n    \
+             'xtask image') program={IMAGE}; shift 2 ;;\n    \
              *) program=$3; shift 3 ;;\n  \
            esac\n  \
            [ \"$1\" != -- ] || shift\n  \
@@ -299,7 +315,7 @@ mod tests {
         for made in [&root, &target.join("debug"), &folder] {
             fs::create_dir_all(made).unwrap();
         }
-        for program in ["01_x", "mini-kvm-image"] {
+        for program in ["01_x", IMAGE] {
             fs::copy("/bin/echo", target.join("debug").join(program)).unwrap();
         }
         let experiment = |command| Experiment { command, printed: "", varies: None };
@@ -312,6 +328,7 @@ mod tests {
             ("notes/one.md", "", one.map(experiment).to_vec()),
             ("it's.md", "", vec![experiment("echo $((1 + 1))")]),
         ];
+        assert_eq!(programs(&files), BTreeSet::from(["01_x", IMAGE]));
         let script = script(&root, &target, &folder, &files);
         // The second finds nothing left to do.
         for _ in 0..2 {

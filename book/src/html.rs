@@ -71,7 +71,7 @@ fn finish(root: &Path, book: &Path) -> Result<()> {
         let folder = path.parent().unwrap_or(book);
         let depth = folder.strip_prefix(book).map_or(0, |inside| inside.components().count());
         let page = relinked(&fs::read_to_string(&path)?, root, &to_root, depth);
-        fs::write(&path, with_captions(&page, folder)?)
+        fs::write(&path, with_films(&page, folder)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
@@ -94,25 +94,40 @@ fn relinked(page: &str, root: &Path, to_root: &str, depth: usize) -> String {
     relinked.into_owned()
 }
 
-/// A page of `folder` with the captions of its recordings in it: a browser reads no files for them where the page is a
-/// file itself.
-fn with_captions(page: &str, folder: &Path) -> Result<String> {
-    let track = Regex::new(r#"(<track\b[^>]*\bsrc=")([^":]+\.vtt)""#).expect("a pattern");
+/// The languages of captions: a file of each lies beside a film.
+const CAPTIONS: [(&str, &str); 2] = [("ko", "한국어"), ("en", "English")];
+
+/// A page of `folder` in which each picture that leads to a film (`[![text](film.still.svg)](film.mp4)`) has become the
+/// film, to be played there. Its captions are in the page: a browser reads no files for them where the page is a file
+/// itself.
+fn with_films(page: &str, folder: &Path) -> Result<String> {
+    let film = r#"<a href="([^":]+)\.mp4"><img src="([^"]+)" alt="([^"]*)"\s*/?></a>"#;
+    let film = Regex::new(film).expect("a pattern");
     let mut with = String::with_capacity(page.len());
     let mut done = 0;
-    for found in track.captures_iter(page) {
-        let path = folder.join(&found[2]);
-        let captions =
-            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let whole = found.get_match();
+    for found in film.captures_iter(page) {
+        let (whole, [name, picture, text]) = (found.get_match(), found.extract().1);
         with += &page[done..whole.start()];
-        with += &found[1];
-        with += "data:text/vtt,";
-        captions.iter().for_each(|byte| {
-            let _ = write!(with, "%{byte:02X}");
-        });
-        with.push('"');
         done = whole.end();
+        let _ = write!(
+            with,
+            r#"<video controls preload="none" src="{name}.mp4" poster="{picture}" aria-label="{text}">"#
+        );
+        for (at, (code, language)) in CAPTIONS.iter().enumerate() {
+            let path = folder.join(format!("{name}.{code}.vtt"));
+            let captions =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let default = if at == 0 { " default" } else { "" };
+            let _ = write!(
+                with,
+                r#"<track kind="captions" srclang="{code}" label="{language}"{default} src="data:text/vtt,"#
+            );
+            captions.iter().for_each(|byte| {
+                let _ = write!(with, "%{byte:02X}");
+            });
+            with += "\">";
+        }
+        with += "</video>";
     }
     Ok(with + &page[done..])
 }
@@ -137,12 +152,14 @@ mod tests {
     }
 
     #[test]
-    fn captions_are_in_the_page_and_those_that_are_missing_are_named() {
+    fn a_picture_that_leads_to_a_film_becomes_the_film_with_its_captions() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.ko.vtt"), "W\n한").unwrap();
-        let page = |src: &str| format!("<p><track kind=\"captions\" src=\"{src}\" default></p>");
-        let with = |src: &str| with_captions(&page(src), dir.path());
-        assert_eq!(with("a.ko.vtt").unwrap(), page("data:text/vtt,%57%0A%ED%95%9C"));
-        assert!(with("b.vtt").unwrap_err().to_string().contains("b.vtt"));
+        let page = r#"<p><a href="a.mp4"><img src="a.still.svg" alt="영화"></a></p> <a href="b.mp4">b</a>"#;
+        let missing = with_films(page, dir.path()).unwrap_err().to_string();
+        assert!(missing.contains("a.en.vtt"), "{missing}");
+        fs::write(dir.path().join("a.en.vtt"), "W").unwrap();
+        let expected = r#"<p><video controls preload="none" src="a.mp4" poster="a.still.svg" aria-label="영화"><track kind="captions" srclang="ko" label="한국어" default src="data:text/vtt,%57%0A%ED%95%9C"><track kind="captions" srclang="en" label="English" src="data:text/vtt,%57"></video></p> <a href="b.mp4">b</a>"#;
+        assert_eq!(with_films(page, dir.path()).unwrap(), expected);
     }
 }

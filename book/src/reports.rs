@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail, ensure};
 use mdbook_driver::MDBook;
 use mdbook_driver::builtin_renderers::MarkdownRenderer;
 use mdbook_markdown::pulldown_cmark::{Event, HeadingLevel, Tag, html};
-use regex::{Captures, Regex};
 
 use crate::links::{self, Ids};
 
@@ -124,8 +123,7 @@ fn page(text: &str) -> String {
     let body = body.replace("<a href=\"\">", "<a>");
     format!(
         "<!doctype html>\n<html lang=\"ko\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
-         <header>\n{}</html>\n",
-        without_videos(&body)
+         <header>\n{body}</html>\n"
     )
 }
 
@@ -136,13 +134,6 @@ fn escaped(text: &str) -> String {
 /// Whether a link leads somewhere from a PDF file.
 fn leads_on(link: &str) -> bool {
     link.starts_with('#') || link.contains("://")
-}
-
-/// Paper shows a recording's still picture.
-fn without_videos(page: &str) -> String {
-    let video = Regex::new(r#"(?s)<video\b[^>]*\bposter="([^"]*)"[^>]*>.*?</video>"#);
-    let still = |found: &Captures<'_>| format!("<img src=\"{}\" alt=\"\">", &found[1]);
-    video.expect("a pattern").replace_all(page, still).into_owned()
 }
 
 /// Has the pages set. What a page names is found from a report's folder, its style from that of the notes.
@@ -191,7 +182,7 @@ mod tests {
         [1주차](../week01.md), [아래](#둘--셋)\n\n![그림](../figures/a.svg)\n\n\
         ```rust\n{{#include ../../code.rs:x}}\n```\n\n\
         <details><summary>질문</summary>\n\n접힌 답.\n</details>\n\n## 둘 & 셋\n\n\
-        <video controls poster=\"../figures/a.svg\">\n<source src=\"no.mp4\">\n</video>\n";
+        [![영화](../figures/a.svg)](no.mp4)\n";
 
     #[test]
     fn a_report_becomes_a_title_page_with_contents_and_its_sections() {
