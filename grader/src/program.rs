@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{ChildStdin, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,11 +33,15 @@ pub struct Program<'c> {
     args: Vec<OsString>,
     stdin: Vec<u8>,
     replies: Vec<(Vec<u8>, Vec<u8>)>,
+    at_cue: Option<(Box<Cue<'c>>, Vec<u8>)>,
     hold_stdin: bool,
     patience: Duration,
     wishes: Wishes<'c>,
     descriptors: Option<u64>,
 }
+
+/// Whether this exit is the one at which something is typed.
+type Cue<'c> = dyn FnMut(&Exit) -> bool + 'c;
 
 /// A program that has ended, what it printed, and what the witness saw.
 pub struct Ran {
@@ -88,6 +92,7 @@ impl<'c> Program<'c> {
             args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
             stdin: Vec::new(),
             replies: Vec::new(),
+            at_cue: None,
             hold_stdin: false,
             patience: PATIENCE,
             wishes: Wishes::default(),
@@ -104,6 +109,17 @@ impl<'c> Program<'c> {
     /// Once it has printed `text`, behind what the reply before waited for, it is given these bytes.
     pub fn reply(mut self, text: impl Into<Vec<u8>>, bytes: impl Into<Vec<u8>>) -> Self {
         self.replies.push((text.into(), bytes.into()));
+        self
+    }
+
+    /// Once the guest has had such an exit, behind all replies, it is given these bytes: for a guest that prints nothing
+    /// when it begins to listen.
+    pub fn type_at(
+        mut self,
+        cue: impl FnMut(&Exit) -> bool + 'c,
+        bytes: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.at_cue = Some((Box::new(cue), bytes.into()));
         self
     }
 
@@ -179,7 +195,18 @@ impl<'c> Program<'c> {
         let input = std::mem::take(&mut self.stdin);
         let replies = std::mem::take(&mut self.replies);
         let (printed, hold) = (Arc::clone(&out), self.hold_stdin);
-        thread::spawn(move || feed(stdin, &input, &replies, &printed, hold));
+        let at_cue = self.at_cue.take().map(|(mut cue, bytes)| {
+            let (come, wait) = channel::<()>();
+            let mut at_exit = self.wishes.at_exit.take();
+            self.wishes.at_exit = Some(Box::new(move |exit, guest| {
+                if cue(exit) {
+                    let _ = come.send(());
+                }
+                at_exit.as_mut().map_or(Ok(()), |at_exit| at_exit(exit, guest))
+            }));
+            (wait, bytes)
+        });
+        thread::spawn(move || feed(stdin, &input, &replies, at_cue, &printed, hold));
 
         // Kills it all when its time is up; the witness then sees its end.
         let (ended, alarm) = channel::<()>();
@@ -294,10 +321,11 @@ fn feed(
     mut stdin: ChildStdin,
     input: &[u8],
     replies: &[(Vec<u8>, Vec<u8>)],
+    at_cue: Option<(Receiver<()>, Vec<u8>)>,
     printed: &Output,
     hold: bool,
 ) {
-    let mut feed = || -> io::Result<()> {
+    let feed = || -> io::Result<()> {
         stdin.write_all(input)?;
         let mut seen = 0;
         for (text, bytes) in replies {
@@ -305,6 +333,11 @@ fn feed(
             seen = at;
             stdin.write_all(bytes)?;
             stdin.flush()?;
+        }
+        if let Some((cue, bytes)) = at_cue
+            && cue.recv().is_ok()
+        {
+            stdin.write_all(&bytes)?;
         }
         Ok(())
     };

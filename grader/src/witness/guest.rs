@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -213,6 +214,14 @@ impl Guest<'_> {
     pub fn sregs(&mut self) -> Result<Sregs> {
         let bytes = self.inject(ioctl::GET_SREGS)?;
         Ok(Sregs::read_from_bytes(&bytes).expect("the request's size is the structure's"))
+    }
+
+    /// Sends the program a signal, which reaches it when it goes on.
+    ///
+    /// # Errors
+    /// The program has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.thread, signal)?)
     }
 
     /// Has the stopped thread make one more ioctl on its vCPU, and forget it.
