@@ -21,6 +21,7 @@ criteria![
     every_instruction_is_an_exit_with_step,
     a_triple_fault_is_a_shutdown,
     what_cannot_be_run_is_told_by_its_exit,
+    a_guest_without_exits_is_called_back,
 ];
 
 /// Where a guest of this stage begins.
@@ -453,5 +454,44 @@ fn what_cannot_be_run_is_told_by_its_exit(look: &mut Look) -> Result<()> {
     let out = ran.out();
     look.wants_in("the exit is named", "KVM_EXIT_INTERNAL_ERROR", &out);
     look.wants_in("and the suberror", "KVM_INTERNAL_ERROR_EMULATION", &out);
+    Ok(())
+}
+
+fn a_guest_without_exits_is_called_back(look: &mut Look) -> Result<()> {
+    let at = RefCell::new(Vec::new());
+    let ran = look
+        .program(&["hang", "--watchdog", "1"])
+        .at_exit(|exit, guest| {
+            if exit.vm == 0 {
+                at.borrow_mut().push(guest.regs()?.rip);
+            }
+            Ok(())
+        })
+        .run(look)?;
+    look.wants_code(1, &ran);
+    look.wants_same("exits of the guest's own", 0, exits(&ran).len());
+    let called = ran.exits().iter().filter(|exit| exit.what == What::Interrupted).count();
+    look.wants("KVM_RUN came back for a signal, more than once", called > 1);
+    let at = at.into_inner();
+    look.wants(
+        "each time the guest stood in its loop",
+        at.iter().all(|rip| (0x1000..0x1010).contains(rip)),
+    );
+    let err = ran.err();
+    let cause = err.lines().skip_while(|line| !line.starts_with("cause "));
+    let cause = cause.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    look.wants_in("the autopsy's cause", "an endless loop from 0x", &cause);
+    // The loop that is told is where it was seen.
+    let ends: Vec<_> = cause
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok())
+        .take(2)
+        .collect();
+    let inside = ends.len() == 2 && at.iter().skip(1).all(|rip| (ends[0]..=ends[1]).contains(rip));
+    look.wants_near(
+        "it is the loop where the guest was seen",
+        inside,
+        &[format!("{at:x?}, told {ends:x?}")],
+    );
     Ok(())
 }

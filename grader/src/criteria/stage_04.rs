@@ -460,6 +460,7 @@ fn a_guest_that_dies_or_never_ends_is_told(look: &mut Look) -> Result<()> {
     look.wants_in("it is told", &format!("crashed: {name}"), line(order).unwrap_or_default());
     look.wants_in("the other one has ended", "ended by HLT", line(1 - order).unwrap_or_default());
     look.wants_in("and printed", &text, &ran.out());
+    look.wants_in("an autopsy says why", &format!("autopsy: vCPU {order}, "), &err);
 
     let text = look.random_word(8);
     let spins = Code::default().rep_out(SERIAL, 1, text.as_bytes()).put(JMP_SELF);
