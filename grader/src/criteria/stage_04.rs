@@ -448,12 +448,12 @@ fn a_guest_that_dies_or_never_ends_is_told(look: &mut Look) -> Result<()> {
     let ran = look.program(&files).run(look)?;
     look.wants_code(1, &ran);
     // The first machine's, for an autopsy may run it again. A KVM which interprets ring 0 may give up before the fault.
-    let died = ran.exits().iter().filter_map(|exit| match (exit.vm, &exit.what) {
+    let mut died = ran.exits().iter().filter_map(|exit| match (exit.vm, &exit.what) {
         (0, What::Shutdown) => Some((exit.vcpu, "KVM_EXIT_SHUTDOWN")),
         (0, What::InternalError { .. }) => Some((exit.vcpu, "KVM_EXIT_INTERNAL_ERROR")),
         _ => None,
     });
-    let (vcpu, name) = look.needs("an exit that is a vCPU's end", died.last())?;
+    let (vcpu, name) = look.needs("an exit that is a vCPU's end", died.next_back())?;
     look.wants_same("it is the vCPU of the guest that dies", order as u64, vcpu);
     let err = ran.err();
     let line = |id: usize| err.lines().find(|line| line.starts_with(&format!("vCPU {id}, ")));
