@@ -1,7 +1,10 @@
 //! A copy of the repository in which faults are tried, with a target folder that stays warm.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::faults::Fault;
 use crate::grade::{self, Built, cargo_build};
+use crate::rubric::STAGES;
 
 /// The copy.
 pub struct Copy {
@@ -28,7 +32,7 @@ impl Copy {
         let listed = git.current_dir(grade::root()).output().context("cannot start git")?;
         ensure!(listed.status.success(), "git does not list the repository's files");
         for name in listed.stdout.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-            let name = Path::new(std::ffi::OsStr::from_bytes(name));
+            let name = Path::new(OsStr::from_bytes(name));
             let (from, to) = (grade::root().join(name), copy.repo.join(name));
             let Ok(contents) = fs::read(&from) else { continue };
             if fs::read(&to).is_ok_and(|there| there == contents) {
@@ -41,11 +45,12 @@ impl Copy {
         Ok(copy)
     }
 
-    /// Builds the stage with the fault, and takes the fault out again.
+    /// Builds the stage with the fault, and takes the fault out again. The program is put into the folder `bins`, beside
+    /// the others of the honest project.
     ///
     /// # Errors
     /// The fault has no place, or does not build: it is none then.
-    pub fn build_with(&self, fault: &Fault) -> Result<Built> {
+    pub fn build_with(&self, fault: &Fault, honest: &Built, bins: &Path) -> Result<Built> {
         let (with, without) = fault.in_file(&self.repo)?;
         let path = self.repo.join(&fault.file);
         fs::write(&path, with)?;
@@ -56,6 +61,15 @@ impl Copy {
         if let Err(said) = built? {
             anyhow::bail!("{} does not build:\n{}", fault.title(), said.join("\n"));
         }
-        Ok(Built { bins: self.target.join("debug"), broken: Default::default() })
+        let _ = fs::remove_dir_all(bins);
+        fs::create_dir_all(bins)?;
+        for (stage, name) in (1..).zip(STAGES) {
+            if stage == fault.stage {
+                fs::copy(self.target.join("debug").join(name), bins.join(name))?;
+            } else {
+                symlink(honest.bins.join(name), bins.join(name))?;
+            }
+        }
+        Ok(Built { bins: bins.to_owned(), broken: BTreeMap::new() })
     }
 }

@@ -113,21 +113,22 @@ pub fn run(
     let honest = grade::build(grade::root(), &stages, true)?;
     ensure!(honest.broken.is_empty(), "the honest project does not build");
 
+    // One copy for all: while one lane builds in it, the other one grades what it has built.
+    let faulty = tasks.iter().any(|task| matches!(task, Task::Fault(_)));
+    let copy = Mutex::new(if faulty { Some(Copy::new(&folder)?) } else { None });
     let (total, tasks) = (tasks.len(), Mutex::new(tasks));
     let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let lane = |number: usize| -> Result<()> {
-        let lane = Lane { folder: folder.join(format!("lane-{number}")), honest: &honest, seed };
-        let mut copy = None;
+        let folder = folder.join(format!("lane-{number}"));
+        let lane = Lane { folder, honest: &honest, copy: &copy, seed };
         loop {
             let next = {
                 let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
-                // From both ends, so that each lane keeps to a few stages, whose crates it has built.
-                if number == 0 { tasks.pop_front() } else { tasks.pop_back() }
-                    .map(|task| (task, tasks.len()))
+                tasks.pop_front().map(|task| (task, tasks.len()))
             };
             let Some((task, left)) = next else { return Ok(()) };
             let began = Instant::now();
-            let trial = lane.trial(&task, &mut copy)?;
+            let trial = lane.trial(&task)?;
             let (mark, seconds) = (if trial.right { "ok" } else { "FAIL" }, began.elapsed());
             eprintln!(
                 "{mark:>5} [{}/{total}] {}: {} points; {} ({:.1} s)",
@@ -163,11 +164,12 @@ pub fn run(
 struct Lane<'s> {
     folder: PathBuf,
     honest: &'s Built,
+    copy: &'s Mutex<Option<Copy>>,
     seed: u64,
 }
 
 impl Lane<'_> {
-    fn trial(&self, task: &Task, copy: &mut Option<Copy>) -> Result<Trial> {
+    fn trial(&self, task: &Task) -> Result<Trial> {
         let title = task.title();
         match task {
             Task::Honest { stage, .. } => {
@@ -192,11 +194,13 @@ impl Lane<'_> {
                 Ok(Trial { title, stage, kind, right, points, note })
             }
             Task::Fault(fault) => {
-                let copy = match copy {
-                    Some(copy) => copy,
-                    None => copy.insert(Copy::new(&self.folder)?),
+                let bins = self.folder.join("bins");
+                let built = {
+                    let copy = self.copy.lock().unwrap_or_else(PoisonError::into_inner);
+                    let copy = copy.as_ref().context("faults have a copy to be tried in")?;
+                    copy.build_with(fault, self.honest, &bins)?
                 };
-                self.fault(fault, &copy.build_with(fault)?)
+                self.fault(fault, &built)
             }
         }
     }
