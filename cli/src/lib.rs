@@ -42,6 +42,18 @@ use common::error::Blame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
+/// The eight stages, which are packages' folders and programs' names alike.
+pub const STAGES: [&str; 8] = [
+    "01_create_vm",
+    "02_memory",
+    "03_vcpu",
+    "04_pio",
+    "05_mmio",
+    "06_long_mode",
+    "07_bootloader",
+    "08_boot_linux",
+];
+
 /// What is to be printed cannot be: the disk is full, for instance.
 #[derive(Debug, Error)]
 #[error("cannot write to stdout: {0}; free some space, or print to another place")]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +12,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -480,14 +479,14 @@ fn stage_report(
     }
 }
 
-/// The process groups that run now.
+/// The children that run now.
 static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 fn running() -> MutexGuard<'static, Vec<Pid>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A child that leads a process group of its own, and ends with us.
+/// A child that ends with us. It is in our process group: whoever kills that, as `cargo xtask test` does, gets it as well.
 pub struct Running {
     child: std::process::Child,
 }
@@ -498,7 +497,6 @@ impl Running {
     /// # Errors
     /// It cannot be started.
     pub fn start(command: &mut Command) -> Result<Self> {
-        command.process_group(0);
         let mut running = running();
         let child = command.spawn();
         let child = child.with_context(|| format!("cannot start {:?}", command.get_program()))?;
@@ -512,31 +510,31 @@ impl Running {
     /// None in practice.
     pub fn wait(&mut self) -> Result<std::process::ExitStatus> {
         let status = self.child.wait()?;
-        let group = Pid::from_raw(self.child.id() as i32);
-        running().retain(|other| *other != group);
+        let pid = Pid::from_raw(self.child.id() as i32);
+        running().retain(|other| *other != pid);
         Ok(status)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let group = Pid::from_raw(self.child.id() as i32);
-        if running().contains(&group) {
-            let _ = killpg(group, Signal::SIGKILL);
+        let pid = Pid::from_raw(self.child.id() as i32);
+        if running().contains(&pid) {
+            let _ = kill(pid, Signal::SIGKILL);
             let _ = self.wait();
         }
     }
 }
 
-/// Has Ctrl-C, or another signal that ends this process, end what it has started: being groups of their own, those don't
-/// get it.
+/// Has Ctrl-C, or another signal that ends this process, end what it has started. QEMU ends with the runner, and a watched
+/// program with who watches it.
 pub fn end_with_us() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             let running = running();
-            for group in running.iter() {
-                let _ = killpg(*group, Signal::SIGKILL);
+            for pid in running.iter() {
+                let _ = kill(*pid, Signal::SIGKILL);
             }
             eprintln!("\nInterrupted: what ran has been ended.");
             std::process::exit(128 + signal);

@@ -2,9 +2,8 @@
 //! `/dev/kvm`. What came of each goes to stdout, a line of JSON each.
 
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -123,29 +122,13 @@ fn bad(text: String) -> Line {
 }
 
 fn look(order: &Order, name: &str, criterion: Criterion) -> (Vec<Line>, String) {
-    let folder = order.folder.join(name);
-    let seed = seed(order.seed, order.stage, name);
-    let look = Look::new(order.stage, &order.bins, &folder, seed, order.recordings.clone());
-    let mut look = match look {
-        Ok(look) => look,
-        Err(error) => return (vec![bad(format!("{error:#}"))], String::new()),
+    let look = || -> Result<(Vec<Line>, String)> {
+        let launcher = std::env::current_exe().context("cannot find this program itself")?;
+        let mut look = Look::new(order, name, &launcher)?;
+        if let Err(error) = criterion(&mut look) {
+            look.missing(&format!("{error:#}"), &[]);
+        }
+        look.done()
     };
-    let ended = criterion(&mut look);
-    if let Err(error) = ended {
-        look.missing(&format!("{error:#}"), &[]);
-    }
-    remove(&folder);
-    look.done().unwrap_or_else(|error| (vec![bad(format!("{error:#}"))], String::new()))
-}
-
-/// Each criterion draws numbers of its own, whichever others are run.
-fn seed(seed: u64, stage: usize, name: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (seed, stage, name).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// The criterion's files have served.
-fn remove(folder: &Path) {
-    let _ = fs::remove_dir_all(folder);
+    look().unwrap_or_else(|error| (vec![bad(format!("{error:#}"))], String::new()))
 }

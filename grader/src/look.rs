@@ -3,12 +3,14 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::{Debug, Display, Write as _};
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::inner::Order;
 use crate::program::{Program, Ran};
 use crate::rubric;
 
@@ -56,6 +58,7 @@ const MOST_RECORD: usize = 2 << 20;
 pub struct Look {
     stage: usize,
     bins: PathBuf,
+    launcher: PathBuf,
     folder: PathBuf,
     rng: fastrand::Rng,
     lines: Vec<Line>,
@@ -65,27 +68,27 @@ pub struct Look {
 }
 
 impl Look {
-    /// A look at the programs in `bins` by a criterion of `stage`, with its files in `folder`, which is made anew.
+    /// The look of the criterion `name` at what `order` is about. Its folder is made anew. `launcher` is the grader's
+    /// binary, as which watched programs begin.
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub fn new(
-        stage: usize,
-        bins: &Path,
-        folder: &Path,
-        seed: u64,
-        recordings: Option<PathBuf>,
-    ) -> Result<Self> {
-        let _ = fs::remove_dir_all(folder);
-        fs::create_dir_all(folder).with_context(|| format!("folder {}", folder.display()))?;
+    pub fn new(order: &Order, name: &str, launcher: &Path) -> Result<Self> {
+        let folder = order.folder.join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).with_context(|| format!("folder {}", folder.display()))?;
+        // Each criterion draws numbers of its own, whichever others are run.
+        let mut hasher = DefaultHasher::new();
+        (order.seed, order.stage, name).hash(&mut hasher);
         Ok(Self {
-            stage,
-            bins: bins.to_owned(),
-            folder: folder.to_owned(),
-            rng: fastrand::Rng::with_seed(seed),
+            stage: order.stage,
+            bins: order.bins.clone(),
+            launcher: launcher.to_owned(),
+            folder,
+            rng: fastrand::Rng::with_seed(hasher.finish()),
             lines: Vec::new(),
             log: String::new(),
-            recordings,
+            recordings: order.recordings.clone(),
         })
     }
 
@@ -99,7 +102,7 @@ impl Look {
     /// # Panics
     /// There is no such stage.
     pub fn program_of<'c, A: AsRef<OsStr>>(&self, stage: usize, args: &[A]) -> Program<'c> {
-        Program::new(self.bins.join(rubric::STAGES[stage - 1]), args)
+        Program::new(&self.launcher, self.bins.join(rubric::STAGES[stage - 1]), args)
     }
 
     /// A random number. All random values of a criterion follow from `--seed`.
@@ -250,11 +253,12 @@ impl Look {
         }
     }
 
-    /// What came of it: the lines, and the log's text.
+    /// What came of it: the lines, and the log's text. The criterion's files have served.
     ///
     /// # Errors
     /// The criterion looked at nothing.
     pub fn done(self) -> Result<(Vec<Line>, String)> {
+        let _ = fs::remove_dir_all(&self.folder);
         if self.lines.is_empty() {
             bail!("the criterion has looked at nothing");
         }

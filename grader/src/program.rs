@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::ops::Deref;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -29,6 +29,7 @@ const MOST_OUTPUT: usize = 16 << 20;
 
 /// A program, what it is given, and what is done while it runs.
 pub struct Program<'c> {
+    launcher: PathBuf,
     path: PathBuf,
     args: Vec<OsString>,
     stdin: Vec<u8>,
@@ -86,9 +87,11 @@ impl Ran {
 }
 
 impl<'c> Program<'c> {
-    pub(crate) fn new<A: AsRef<OsStr>>(path: PathBuf, args: &[A]) -> Self {
+    /// The program at `path`, started by way of `launcher`, the grader's binary.
+    pub fn new<A: AsRef<OsStr>>(launcher: &Path, path: impl Into<PathBuf>, args: &[A]) -> Self {
         Self {
-            path,
+            launcher: launcher.to_owned(),
+            path: path.into(),
             args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
             stdin: Vec::new(),
             replies: Vec::new(),
@@ -172,12 +175,12 @@ impl<'c> Program<'c> {
     /// # Errors
     /// It cannot be started or watched.
     pub fn run(mut self, look: &mut Look) -> Result<Ran> {
-        let mut command = witness::command(self.path.as_os_str(), self.wishes.no_exits)?;
+        let mut command = witness::command(&self.launcher, self.wishes.no_exits);
         if let Some(most) = self.descriptors {
-            // The shell is gone when the launcher, which needs a few more itself, has become the program.
-            command = witness::command("/bin/sh".as_ref(), self.wishes.no_exits)?;
-            command.args(["-c", &format!(r#"ulimit -n {most}; exec "$0" "$@""#)]).arg(&self.path);
+            // The launcher, which needs a few more itself, is gone by then.
+            command.args(["/bin/sh", "-c", &format!(r#"ulimit -n {most}; exec "$0" "$@""#)]);
         }
+        command.arg(&self.path);
         command.args(&self.args).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();

@@ -2,19 +2,8 @@
 
 use std::sync::LazyLock;
 
+pub use cli::STAGES;
 use serde::{Deserialize, Serialize};
-
-/// The eight stages, which are packages' folders and programs' names alike.
-pub const STAGES: [&str; 8] = [
-    "01_create_vm",
-    "02_memory",
-    "03_vcpu",
-    "04_pio",
-    "05_mmio",
-    "06_long_mode",
-    "07_bootloader",
-    "08_boot_linux",
-];
 
 /// The points of a stage.
 pub const POINTS: u32 = 100;

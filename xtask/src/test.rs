@@ -166,8 +166,8 @@ fn workspace_checks() -> Vec<Check> {
     checks
 }
 
-/// Each stage once as a reader starts it, without arguments, the demo, and the notes, whose experiments run the stages
-/// as these have just been built.
+/// Each stage once as a reader starts it, without arguments, the demo, what the grader says of the stages, and the notes,
+/// whose experiments run the stages as these have just been built.
 fn walk_checks() -> Vec<Check> {
     let mut checks: Vec<_> = STAGES
         .iter()
@@ -177,6 +177,7 @@ fn walk_checks() -> Vec<Check> {
         })
         .collect();
     checks.push(Check::cargo("cargo xtask demo", &["xtask", "demo"]));
+    checks.push(Check::cargo("grade", &["xtask", "grade"]));
     checks.push(Check::cargo("book", &["xtask", "book", "--check"]));
     checks
 }

@@ -6,18 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, ensure};
-
-/// The eight stages, which are packages' folders and programs' names alike.
-pub const STAGES: [&str; 8] = [
-    "01_create_vm",
-    "02_memory",
-    "03_vcpu",
-    "04_pio",
-    "05_mmio",
-    "06_long_mode",
-    "07_bootloader",
-    "08_boot_linux",
-];
+pub use cli::STAGES;
 
 /// The repository's folder.
 pub fn root() -> &'static Path {

@@ -325,14 +325,16 @@ impl Done {
     }
 }
 
-/// What tells these sources from others: the commit, and what has been changed since.
+/// What tells these sources from others: all files but the texts, as they are committed and as they have been changed.
 fn sources() -> Result<String> {
     let git = |args: &[&str]| -> Result<Vec<u8>> {
-        let output = Command::new("git").args(args).current_dir(grade::root()).output();
-        Ok(output.context("cannot start git")?.stdout)
+        let sources = ["--", ".", ":!*.md", ":!notes"];
+        let mut command = Command::new("git");
+        command.args(args).args(sources).current_dir(grade::root());
+        Ok(command.output().context("cannot start git")?.stdout)
     };
     let mut hasher = DefaultHasher::new();
-    (git(&["rev-parse", "HEAD"])?, git(&["diff", "HEAD"])?).hash(&mut hasher);
+    (git(&["ls-files", "--stage"])?, git(&["diff"])?).hash(&mut hasher);
     Ok(format!("{:016x}", hasher.finish()))
 }
 
