@@ -59,6 +59,18 @@ pub struct Met {
     pub log: PathBuf,
 }
 
+/// The grader itself cannot go on: nothing that the submission has to do with.
+#[derive(Debug)]
+pub struct Trouble(pub String);
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Trouble {}
+
 /// How long a criterion may take in all.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -125,8 +137,13 @@ fn look(order: &Order, name: &str, criterion: Criterion) -> (Vec<Line>, String) 
     let look = || -> Result<(Vec<Line>, String)> {
         let launcher = std::env::current_exe().context("cannot find this program itself")?;
         let mut look = Look::new(order, name, &launcher)?;
-        if let Err(error) = criterion(&mut look) {
-            look.missing(&format!("{error:#}"), &[]);
+        match criterion(&mut look) {
+            Ok(()) => {}
+            Err(error) if error.is::<Trouble>() => {
+                eprintln!("{error:#}");
+                std::process::exit(1);
+            }
+            Err(error) => look.missing(&format!("{error:#}"), &[]),
         }
         look.done()
     };

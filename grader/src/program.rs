@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::inner::Trouble;
 use crate::look::Look;
 use crate::witness::guest::Guest;
 use crate::witness::record::{Call, Exit, Record};
@@ -184,7 +185,9 @@ impl<'c> Program<'c> {
         command.args(&self.args).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
-        let mut child = command.spawn().context("cannot start the program to be watched")?;
+        let mut child = command.spawn().map_err(|error| {
+            Trouble(format!("cannot start {}: {error}", self.launcher.display()))
+        })?;
         let group = Pid::from_raw(child.id() as i32);
 
         let out = Arc::new(Output::default());

@@ -110,6 +110,7 @@ pub fn run(
     if tasks.len() < all {
         eprintln!("{} of {all} trials were done before", all - tasks.len());
     }
+    let grader = grade::own_copy()?;
     let honest = grade::build(grade::root(), &stages, true)?;
     ensure!(honest.broken.is_empty(), "the honest project does not build");
 
@@ -120,7 +121,7 @@ pub fn run(
     let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let lane = |number: usize| -> Result<()> {
         let folder = folder.join(format!("lane-{number}"));
-        let lane = Lane { folder, honest: &honest, copy: &copy, seed };
+        let lane = Lane { folder, grader: &grader, honest: &honest, copy: &copy, seed };
         loop {
             let next = {
                 let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,6 +164,7 @@ pub fn run(
 /// What one of several threads works with.
 struct Lane<'s> {
     folder: PathBuf,
+    grader: &'s Path,
     honest: &'s Built,
     copy: &'s Mutex<Option<Copy>>,
     seed: u64,
@@ -237,7 +239,7 @@ impl Lane<'_> {
         let _ = fs::remove_dir_all(&bins);
         fs::create_dir_all(&bins)?;
         for name in STAGES {
-            symlink(std::env::current_exe()?, bins.join(name))?;
+            symlink(self.grader, bins.join(name))?;
         }
         let recordings = bins.join(cheat::RECORDINGS);
         let honest = self.grade(all(stage)?, self.honest, self.seed, Some(recordings.clone()))?;
@@ -254,10 +256,14 @@ impl Lane<'_> {
         seed: u64,
         recordings: Option<PathBuf>,
     ) -> Result<StageReport> {
-        let folder = self.folder.join("grade");
-        let grading = Grading { folder, seed, recordings, lanes: 1, quiet: true };
+        let (grader, folder) = (self.grader.to_owned(), self.folder.join("grade"));
+        let grading = Grading { grader, folder, seed, recordings, lanes: 1, quiet: true };
         let mut reports = grading.grade(&[selected], built)?;
-        reports.pop().context("a stage has a report")
+        let report = reports.pop().context("a stage has a report")?;
+        // A point that the grader itself lost says nothing of a fault.
+        let ran = report.criteria.iter().all(|graded| !graded.met.log.as_os_str().is_empty());
+        ensure!(ran, "the process that runs the criteria of {} died", report.stage);
+        Ok(report)
     }
 }
 
