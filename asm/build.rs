@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Folders of guests; each becomes a module of the crate.
-const FOLDERS: &[&str] = &["real", "long", "boot", "bios", "probes", "mistakes"];
+const FOLDERS: &[&str] = &["real", "long", "boot", "bios", "probes", "mistakes", "criteria"];
 
 fn main() {
     println!("cargo::rerun-if-env-changed=NASM");

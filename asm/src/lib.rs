@@ -3,7 +3,7 @@
 //! One module a folder of NASM sources, one constant a file: `asm/real/hello.asm` is
 //! [`real::HELLO`]. They are flat binaries; each source names in its `org` the guest-physical
 //! address that it expects to be loaded at. Those in [`mistakes`] die, each in a way of its own, for the autopsy to
-//! tell.
+//! tell; those in [`criteria`] are the grader's, and run wherever they are loaded but for the 16-bit ones.
 
 include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 

@@ -200,11 +200,12 @@ impl<'c> Witness<'c> {
         let process = self.processes.entry(process).or_insert_with(|| Process::new(process));
         let newest = self.record.vms().checked_sub(1);
         if regs.orig_rax == libc::SYS_mmap as u64 {
-            let is_vcpu = matches!(process.on(regs.r8, newest), On::Vcpu(..));
-            if is_vcpu {
+            // `struct kvm_run` is the first page; who maps a later one wants the ring of gathered writes.
+            let is_run = regs.r9 == 0 && matches!(process.on(regs.r8, newest), On::Vcpu(..));
+            if is_run {
                 self.pending.insert(thread, Pending::Mmap { fd: regs.r8 });
             }
-            return Ok(is_vcpu);
+            return Ok(is_run);
         }
         let (fd, request, arg) = (regs.rdi, regs.rsi & 0xFFFF_FFFF, regs.rdx);
         let on = process.on(fd, newest);
