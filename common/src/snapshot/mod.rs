@@ -387,7 +387,8 @@ fn remove_others(folder: &Path, current: &Path) -> io::Result<()> {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         let ours = [MEMORY, NEW_STATE].iter().any(|prefix| name.starts_with(prefix.as_bytes()));
-        if ours && path != current {
+        // By their names: the folder's may be relative in the one path and absolute in the other.
+        if ours && path.file_name() != current.file_name() {
             fs::remove_file(&path)?;
         }
     }

@@ -22,8 +22,11 @@ fn restored(folder: &Path, more: &[&str]) -> Dialogue {
 fn saved(folder: &Path, cpus: &str) {
     let disk = folder.with_extension("img");
     fs::write(&disk, [0; 1 << 20]).unwrap();
-    let args = ["--cpus", cpus, "--memory", "256M", "--rng", "--snapshot-to", &text(folder)];
-    let mut guest = program().args(args).args(["--disk", &text(&disk)]).on_terminal();
+    // As people name it: from where they are.
+    let (here, name) = (folder.parent().unwrap(), text(Path::new(folder.file_name().unwrap())));
+    let args = ["--cpus", cpus, "--memory", "256M", "--rng", "--snapshot-to", &name];
+    let guest = program().args(args).args(["--disk", &text(&disk)]);
+    let mut guest = guest.current_dir(here).on_terminal();
     guest.expect(PROMPT);
     guest
         .send("echo disk > /tmp/disk; dd if=/tmp/disk of=/dev/vda conv=fsync\r")
