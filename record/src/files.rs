@@ -81,9 +81,9 @@ pub fn mp4(film: &Film, made_from: &str, path: &Path, mut done: impl FnMut(u32))
     ffmpeg.args(["-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgba"]);
     ffmpeg.args(["-video_size", &format!("{width}x{height}")]);
     ffmpeg.args(["-framerate", &format!("{}", 1.0 / TICK.as_secs_f64()), "-i", "-"]);
-    ffmpeg.args(["-c:v", "libx264", "-preset", "medium", "-tune", "animation", "-crf", "30"]);
-    // A picture that all others build on every ten seconds: that is how exactly one can jump.
-    ffmpeg.args(["-g", "125", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]);
+    ffmpeg.args(["-c:v", "libx264", "-preset", "slower", "-crf", "34"]);
+    // A picture that all others build on every 30 seconds: that is how exactly one can jump.
+    ffmpeg.args(["-g", "300", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]);
     // What is made of the same is to be the same.
     ffmpeg.args(["-threads", "2", "-fflags", "+bitexact", "-flags:v", "+bitexact"]);
     ffmpeg.args(["-map_metadata", "-1", "-metadata", &format!("comment={made_from}")]);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cli::cast::{Cast, Event};
 
-/// How long a picture stays at least: 12.5 of them are a second.
-pub const TICK: Duration = Duration::from_millis(80);
+/// How long a picture stays at least: ten of them are a second.
+pub const TICK: Duration = Duration::from_millis(100);
 
 /// How long the last picture stays.
 const LAST: Duration = Duration::from_millis(2400);
@@ -379,7 +379,7 @@ mod tests {
         )
         .unwrap();
         let at: Vec<_> = film.frames.iter().map(|frame| frame.from).collect();
-        assert_eq!(at, [0, 1, 7, 13]);
+        assert_eq!(at, [0, 1, 5, 10]);
         assert_eq!(film.poster, 2);
         assert_eq!(film.frames[3].rows, film.frames[1].rows);
         assert_eq!(film.lines.len(), 4);
@@ -404,7 +404,7 @@ mod tests {
         let keys: Vec<_> = film.frames.iter().map(|frame| frame.keys.is_some()).collect();
         assert_eq!(keys, [false, true, false, false]);
         let cut = Film::of(&cast(events), Some(Duration::from_secs(2))).unwrap();
-        assert_eq!((film.ticks, cut.ticks), (780, 68));
+        assert_eq!((film.ticks, cut.ticks), (624, 54));
     }
 
     #[test]

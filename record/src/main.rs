@@ -247,3 +247,22 @@ fn sessions() -> PathBuf {
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("record is a folder of the workspace")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_kept_was_made_by_the_scripts_as_they_are() {
+        assert_eq!(faults().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_word_means_the_scripts_that_have_it_in_their_names() {
+        let all = named("all").unwrap();
+        assert_eq!(named("05").unwrap(), [root().join("record/scripts/05_mmio.toml")]);
+        assert_eq!(named("x.toml").unwrap(), [PathBuf::from("x.toml")]);
+        assert_eq!(all.len(), scripts().unwrap().len());
+        assert!(named("nothing").unwrap_err().to_string().contains("no script's name contains"));
+    }
+}

@@ -24,8 +24,8 @@ const PROMPT: &str = "$ ";
 const ANSWER: Duration = Duration::from_millis(320);
 
 /// From a line that is printed to the next, while all of them together take less than [`PAGES`].
-const LINE: Duration = Duration::from_millis(40);
-const PAGES: Duration = Duration::from_secs(3);
+const LINE: Duration = Duration::from_millis(25);
+const PAGES: Duration = Duration::from_secs(2);
 
 /// From a key that is pressed to the next.
 const KEY: Duration = Duration::from_millis(450);
@@ -166,6 +166,7 @@ impl Session {
     fn wait(&mut self, text: &str, limit: Duration) -> Result<()> {
         let Some(end) = self.find(text.as_bytes(), limit) else {
             let screen = self.window.screen().contents();
+            cli::eprintln!("The window:\n{}", screen.trim_end());
             let last = screen.trim_end().lines().last().unwrap_or_default();
             if self.terminal.has_ended() {
                 bail!("the shell ended without having printed {text:?}; the last line: {last}");

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::tiny_skia::{Color, Pixmap, Transform};
 use resvg::usvg::{self, fontdb};
 
 use crate::film::{BACKGROUND, Film, Frame};
@@ -61,7 +61,7 @@ impl<'a> Painter<'a> {
             lines: HashMap::new(),
             captions: HashMap::new(),
         };
-        painter.empty = painter.draw(layout.width, layout.height, "#0d1117", &empty)?;
+        painter.empty = painter.draw(layout.width, layout.height, svg::GROUND, &empty)?;
         Ok(painter)
     }
 
@@ -78,7 +78,7 @@ impl<'a> Painter<'a> {
         for (row, &place) in (0..).zip(&frame.rows) {
             if !self.lines.contains_key(&place) {
                 let line = svg::line(&self.film.lines[place]);
-                let line = self.draw(width, height, &svg::hex(BACKGROUND), &line)?;
+                let line = self.draw(width, height, BACKGROUND, &line)?;
                 self.lines.insert(place, line);
             }
             put(&mut picture, &self.lines[&place], x, y + height * row);
@@ -86,7 +86,7 @@ impl<'a> Painter<'a> {
         let below = svg::captions(self.film, frame, self.layout);
         if !self.captions.contains_key(&below) {
             let Layout { width, height, captions, .. } = self.layout;
-            let drawn = self.draw(width, height - captions, "#0d1117", &below)?;
+            let drawn = self.draw(width, height - captions, svg::GROUND, &below)?;
             self.captions.insert(below.clone(), drawn);
         }
         put(&mut picture, &self.captions[&below], 0, self.layout.captions);
@@ -94,13 +94,14 @@ impl<'a> Painter<'a> {
     }
 
     /// Draws a part of a picture on a ground of one colour.
-    fn draw(&self, width: u32, height: u32, ground: &str, content: &str) -> Result<Pixmap> {
-        let ground = format!("<rect width=\"{width}\" height=\"{height}\" fill=\"{ground}\"/>");
-        let svg = svg::open(width, height) + &ground + content + "</svg>";
+    fn draw(&self, width: u32, height: u32, ground: [u8; 3], content: &str) -> Result<Pixmap> {
+        let svg = svg::open(width, height) + content + "</svg>";
         let tree = usvg::Tree::from_str(&svg, &self.options).context("an SVG of ours")?;
         let dots = |length: u32| (length as f32 * SCALE).ceil() as u32;
         let mut pixmap =
             Pixmap::new(dots(width), dots(height)).context("a picture without dots")?;
+        let [r, g, b] = ground;
+        pixmap.fill(Color::from_rgba8(r, g, b, 255));
         resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixmap.as_mut());
         Ok(pixmap)
     }

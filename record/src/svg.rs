@@ -19,6 +19,9 @@ const CAPTIONS: f64 = 66.0;
 /// The columns that are kept free for the keys that are shown beside a caption.
 const KEYS: f64 = 120.0;
 
+/// Around the window's text, and behind the captions.
+pub const GROUND: [u8; 3] = [0x0D, 0x11, 0x17];
+
 /// The first has no Korean, the second has. The others are for browsers on machines without them.
 const FAMILIES: &str = "DejaVu Sans Mono,NanumGothicCoding,D2Coding,Menlo,Consolas,monospace";
 
@@ -86,9 +89,10 @@ pub fn open(width: u32, height: u32) -> String {
 pub fn empty_window(film: &Film, layout: Layout) -> String {
     let Layout { width, height, captions, .. } = layout;
     let mut svg = format!(
-        "<rect width=\"{width}\" height=\"{height}\" rx=\"9\" fill=\"#0d1117\"/>\
+        "<rect width=\"{width}\" height=\"{height}\" rx=\"9\" fill=\"{}\"/>\
          <path d=\"M0 {bar}V9a9 9 0 0 1 9-9h{top}a9 9 0 0 1 9 9V{bar}z\" fill=\"#2d333b\"/>\
          <rect y=\"{bar}\" width=\"{width}\" height=\"{text}\" fill=\"{}\"/>",
+        hex(GROUND),
         hex(BACKGROUND),
         bar = BAR - 8.0,
         top = width - 18,
