@@ -198,7 +198,10 @@ struct Screening {
 impl Screening {
     fn happens(&mut self, at: Duration, event: &Event) {
         match event {
-            Event::Output(text) => self.window.process(text.as_bytes()),
+            // A soft reset (DECSTR), which the crate does not know, ends what letters look like.
+            Event::Output(text) => {
+                self.window.process(text.replace("\x1b[!p", "\x1b[m\x1b[?25h").as_bytes());
+            }
             Event::Input(keys) => {
                 let shown: String = keys.chars().filter(|key| !key.is_control()).take(24).collect();
                 self.keys = (!shown.is_empty()).then(|| (at + KEYS, shown));
@@ -394,6 +397,13 @@ mod tests {
         let ms = Duration::from_millis;
         let caption = Caption { from: ms(10), to: ms(3400), ko: "가".into(), en: "a".into() };
         assert_eq!(film.captions, [caption]);
+    }
+
+    #[test]
+    fn a_soft_reset_ends_bold_letters() {
+        let film = Film::of(&cast(vec![(0, output("\x1b[1;31ma\x1b[!pb"))]), None).unwrap();
+        let looks: Vec<_> = film.lines[film.frames[0].rows[0]].iter().map(|run| run.look).collect();
+        assert_eq!((looks[0].bold, looks[1]), (true, Look::default()));
     }
 
     #[test]
