@@ -491,10 +491,10 @@ fn programs_of_ones_own_run_and_their_ends_are_told_apart() {
     // mov al, 0; out 0xF4, al: well; with 7: not. jmp $: never.
     own(dir.path(), &then(&[0xB0, 0, 0xE6, 0xF4]), &[]).ended(0).stdout_has("X\n");
     own(dir.path(), &then(&[0xB0, 7, 0xE6, 0xF4]), &[]).ended(1).stdout_has("X\n");
-    let endless = own(dir.path(), &then(&[0xEB, 0xFE]), &["--timeout", "1"]);
+    let endless = own(dir.path(), &then(&[0xEB, 0xFE]), &["--timeout", "3"]);
     endless.ended(4).stdout_has("X\n").stderr_has("--timeout");
     // cli; hlt sleeps forever in the kernel; a signal reaches it there too.
-    own(dir.path(), &then(&[0xFA, 0xF4]), &["--timeout", "1"]).ended(4).stdout_has("X\n");
+    own(dir.path(), &then(&[0xFA, 0xF4]), &["--timeout", "3"]).ended(4).stdout_has("X\n");
     own(dir.path(), &[0xFA, 0xF4], &["--watchdog", "0.5"])
         .ended(1)
         .stderr_has("error: the guest crashed: it hangs, halted with interrupts off")
