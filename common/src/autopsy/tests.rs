@@ -64,7 +64,8 @@ fn what_is_allowed_raises_nothing() {
     }
 }
 
-/// QEMU, and with it the lab, does not check limits of data segments, nor null selectors in them.
+/// QEMU, and with it the lab, does not check limits of data segments, nor null selectors in them. Stage 05 has guests that die of
+/// it on a KVM which does.
 #[test]
 fn segments_are_checked() {
     let limit = |r: &mut Registers| {

@@ -23,6 +23,10 @@ fn gdb_steps_and_stops_a_real_mode_program() {
         "delete",
         "hbreak *0x1020",
         "continue",
+        // Debug registers know accesses; a guest that goes step by step doesn't, and stays where it is.
+        "awatch *(short*)0x2010",
+        "continue",
+        "delete",
         // Before the square is written, and behind that.
         "watch *(int*)0x2012",
         "continue",
@@ -57,6 +61,12 @@ fn gdb_steps_and_stops_a_real_mode_program() {
         .stderr_has("guest-physical 0x1000")
         .stderr_has("hbreak: ")
         .stderr_has("there is no `nonsense`");
+    let refused = gdb.err().contains("rwatch and awatch are refused");
+    match refused {
+        true => gdb.stderr_has("Could not insert hardware watchpoint 3."),
+        // The sum is written.
+        false => gdb.stdout_has("*(short*)0x2010\n\nOld value = 0\nNew value = 55"),
+    };
     ran.ended(0)
         .stderr_has("gdb has detached: the guest goes on")
         .stdout_has("= 55, squared 77")
