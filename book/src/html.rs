@@ -113,14 +113,13 @@ fn with_films(page: &str, folder: &Path) -> Result<String> {
             with,
             r#"<video controls preload="none" src="{name}.mp4" poster="{picture}" aria-label="{text}">"#
         );
-        for (at, (code, language)) in CAPTIONS.iter().enumerate() {
+        for (code, language) in CAPTIONS {
             let path = folder.join(format!("{name}.{code}.vtt"));
             let captions =
                 fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let default = if at == 0 { " default" } else { "" };
             let _ = write!(
                 with,
-                r#"<track kind="captions" srclang="{code}" label="{language}"{default} src="data:text/vtt,"#
+                r#"<track kind="captions" srclang="{code}" label="{language}" src="data:text/vtt,"#
             );
             captions.iter().for_each(|byte| {
                 let _ = write!(with, "%{byte:02X}");
@@ -159,7 +158,7 @@ mod tests {
         let missing = with_films(page, dir.path()).unwrap_err().to_string();
         assert!(missing.contains("a.en.vtt"), "{missing}");
         fs::write(dir.path().join("a.en.vtt"), "W").unwrap();
-        let expected = r#"<p><video controls preload="none" src="a.mp4" poster="a.still.svg" aria-label="영화"><track kind="captions" srclang="ko" label="한국어" default src="data:text/vtt,%57%0A%ED%95%9C"><track kind="captions" srclang="en" label="English" src="data:text/vtt,%57"></video></p> <a href="b.mp4">b</a>"#;
+        let expected = r#"<p><video controls preload="none" src="a.mp4" poster="a.still.svg" aria-label="영화"><track kind="captions" srclang="ko" label="한국어" src="data:text/vtt,%57%0A%ED%95%9C"><track kind="captions" srclang="en" label="English" src="data:text/vtt,%57"></video></p> <a href="b.mp4">b</a>"#;
         assert_eq!(with_films(page, dir.path()).unwrap(), expected);
     }
 }
