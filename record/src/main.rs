@@ -1,4 +1,4 @@
-//! `cargo xtask record`: recordings of the stages, made by a script ([`script`], [`play`]), and the pictures and films of them
+//! `cargo xtask record`: recordings of the stages, made by a script ([`script`], [`mod@play`]), and the pictures and films of them
 //! ([`film`], [`svg`], [`raster`], [`files`]).
 
 mod files;
