@@ -287,7 +287,9 @@ fn packet(count: u16, at: u16, lba: u64) -> Vec<u8> {
 
 fn the_bios_reads_and_writes_disks(look: &mut Look) -> Result<()> {
     let [from, to] = [look.random(FIRST_FREE..1000), look.random(1000..1990)];
-    let [floppy_from, floppy_to] = [look.random(0..1400), look.random(1500..2870)];
+    // Both on the second head, in the floppy's first half and in its second.
+    let floppy_from = look.random(0..39) * 36 + look.random(18..36);
+    let floppy_to = look.random(41..79) * 36 + look.random(18..36);
     let floppy = disk(look, &[], 2880);
     let file = look.file("floppy.img", &floppy)?;
     // Sector, then head, then cylinder: 18 on a track, two tracks on a cylinder.
