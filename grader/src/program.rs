@@ -23,7 +23,7 @@ use crate::witness::{self, Wishes, Witness};
 
 /// How long a program may take when a criterion says nothing else: far above what any needs, since the lab on a busy
 /// machine is slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The most that is kept of each output.
 const MOST_OUTPUT: usize = 16 << 20;
