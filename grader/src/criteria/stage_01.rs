@@ -118,7 +118,9 @@ fn a_virtual_machine_is_made(look: &mut Look) -> Result<()> {
     let made = look.needs("KVM_CREATE_VM", made)?;
     look.wants_same("on /dev/kvm", On::System, made.on);
     let fd = made.result.unwrap_or_default();
-    look.wants_in("its descriptor", &format!("file descriptor {fd}"), &ran.out());
+    let (out, text) = (ran.out(), format!("file descriptor {fd} "));
+    let told = out.lines().any(|line| line.contains("KVM_CREATE_VM") && line.contains(&text));
+    look.wants(format!("KVM_CREATE_VM told together with {text:?}"), told);
     // A host that refuses one, each time for another reason.
     let reasons = [Errno::ENOMEM, Errno::EBUSY, Errno::EPERM, Errno::EMFILE];
     let errno = reasons[look.random(0..4) as usize];
