@@ -498,14 +498,16 @@ impl Steps {
 fn ide_drives_move_sectors_through_their_ports(look: &mut Look) -> Result<()> {
     const PRIMARY: u16 = 0x1F0;
     const SECONDARY: u16 = 0x170;
-    let counts = [look.random(100..900), look.random(100..900), look.random(100..900)];
+    let counts = [look.random(600..900), look.random(100..900), look.random(100..900)];
     let images = counts.map(|count| disk(look, &[], count as usize));
     let names = ["slave.img", "snapshot.img", "protected.img"];
     for (name, image) in names.iter().zip(&images) {
         look.file(name, image)?;
     }
     let count = look.random(2..6) as u8;
-    let lba = counts.map(|count| look.random(0..count - 8));
+    let mut lba = counts.map(|count| look.random(0..count - 8));
+    // One that takes more than eight bits.
+    lba[0] = look.random(256..counts[0] - 8);
     let new = look.random_bytes(usize::from(count) * SECTOR);
     let (old_at, new_at, identity_at) = (0x3000_u16, 0x3400_u16, 0x3800_u16);
 
