@@ -290,7 +290,8 @@ fn the_bios_reads_and_writes_disks(look: &mut Look) -> Result<()> {
     // Both on the second head, in the floppy's first half and in its second.
     let floppy_from = look.random(0..39) * 36 + look.random(18..36);
     let floppy_to = look.random(41..79) * 36 + look.random(18..36);
-    let floppy = disk(look, &[], 2880);
+    // It could be booted, and is not to be: mov al, 1; out 0xF4, al.
+    let floppy = disk(look, &[&boot_sector(&[0xB0, 1, 0xE6, 0xF4])], 2880);
     let file = look.file("floppy.img", &floppy)?;
     // Sector, then head, then cylinder: 18 on a track, two tracks on a cylinder.
     let chs = |lba: u64| ((lba / 36) << 8 | (lba % 18 + 1), (lba / 18 % 2) << 8);
