@@ -312,6 +312,7 @@ impl Vm {
             trace: OnceLock::new(),
         }))
     }
+    // ANCHOR_END: new
 
     /// The machine's trace, if it has one.
     #[cfg(feature = "stage05")]
@@ -324,7 +325,6 @@ impl Vm {
     pub(crate) fn set_trace(&self, trace: Arc<crate::trace::Trace>) {
         let _ = self.trace.set(trace);
     }
-    // ANCHOR_END: new
 
     /// Makes a VM with `size` bytes of RAM laid out by [`layout::ram_ranges`], one memslot a range, of small pages.
     ///
