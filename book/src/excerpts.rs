@@ -15,8 +15,8 @@ use crate::links;
 
 /// The folders whose sources have anchors.
 const SOURCES: [&str; 12] = [
-    "asm", "bench", "book", "cli", "common", "grader", "guests", "lab", "record", "stages", "testkit",
-    "xtask",
+    "asm", "bench", "book", "cli", "common", "grader", "guests", "lab", "record", "stages",
+    "testkit", "xtask",
 ];
 
 /// What is wrong with the excerpts, a line each.

@@ -152,8 +152,8 @@ impl<'c> Program<'c> {
         self
     }
 
-    /// For an ioctl that KVM has just answered in what its argument points to: what stands there instead. The answer
-    /// in the record is then the forged one.
+    /// For an ioctl that KVM has just answered in what its argument points to, or in `struct kvm_run`: what stands there
+    /// instead. The answer in the record is then the forged one.
     pub fn forge(mut self, forge: impl FnMut(&Call) -> Option<Vec<u8>> + 'c) -> Self {
         self.wishes.forge = Some(Box::new(forge));
         self

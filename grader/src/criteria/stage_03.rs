@@ -434,6 +434,24 @@ fn what_cannot_be_run_is_told_by_its_exit(look: &mut Look) -> Result<()> {
         }
     }
 
+    // An entry refused for a reason that no processor has: `struct kvm_run`'s exit_reason, and of its union the reason and the CPU.
+    let reason = look.random(1 << 32..1 << 48);
+    let cpu = look.random(1 << 20..1 << 24) as u32;
+    let ran = look
+        .program(&["fail-entry"])
+        .forge(move |call| {
+            (call.name == "KVM_RUN").then(|| {
+                let mut run = call.answer.clone();
+                run[8..12].copy_from_slice(&9_u32.to_le_bytes());
+                run[32..40].copy_from_slice(&reason.to_le_bytes());
+                run[40..44].copy_from_slice(&cpu.to_le_bytes());
+                run
+            })
+        })
+        .run(look)?;
+    look.wants_code(1, &ran);
+    look.wants_in("KVM_EXIT_FAIL_ENTRY's reason", &format!("{reason:#X}"), &ran.out());
+
     let at = Cell::new(None);
     let ran = look
         .program(&["internal-error"])

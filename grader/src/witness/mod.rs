@@ -42,7 +42,8 @@ pub type AtExit<'c> = dyn FnMut(&Exit, &mut Guest<'_>) -> Result<()> + 'c;
 /// What a program is to be told instead of what KVM said: a result, or an errno below zero.
 pub type Pretend<'c> = dyn FnMut(&Call) -> Option<i64> + 'c;
 
-/// What the argument of an ioctl is to hold instead of KVM's answer.
+/// What the argument of an ioctl is to hold instead of KVM's answer. That of `KVM_RUN` is the beginning of
+/// `struct kvm_run`.
 pub type Forge<'c> = dyn FnMut(&Call) -> Option<Vec<u8>> + 'c;
 
 /// What a criterion wants of the witness besides the record.
@@ -60,6 +61,9 @@ pub struct Wishes<'c> {
 
 /// The largest argument and the largest answer that are kept.
 const MOST_BYTES: usize = 64 << 10;
+
+/// How much of `struct kvm_run` tells of an exit.
+const RUN_BYTES: usize = 64;
 
 /// A system call that a thread is in.
 enum Pending {
@@ -302,6 +306,16 @@ impl<'c> Witness<'c> {
         let On::Vcpu(vm, vcpu) = on else { return Ok(0) };
         let process = &self.processes[&self.threads[&thread]];
         let Some(&run) = process.runs.get(&(vm, vcpu)) else { return Ok(0) };
+        if let Some(forge) = &mut self.wishes.forge
+            && result.is_ok()
+        {
+            let answer = process.memory.read(run, RUN_BYTES)?;
+            let name = "KVM_RUN";
+            let call = Call { at: 0, name, on, arg: 0, given: Vec::new(), answer, result };
+            if let Some(forged) = forge(&call) {
+                process.memory.write(run, &forged)?;
+            }
+        }
         let (what, answer) = match result {
             Ok(_) => exit_reason(process, run)?,
             Err(Errno::EINTR) => (What::Interrupted, None),
@@ -351,7 +365,7 @@ fn set_slot(slots: &mut BTreeMap<u32, Slot>, given: &[u8]) {
 
 /// Why the guest left, from `struct kvm_run`, and where the monitor will put its answer.
 fn exit_reason(process: &Process, run: u64) -> Result<(What, Option<(u64, usize)>)> {
-    let page = process.memory.read(run, 64)?;
+    let page = process.memory.read(run, RUN_BYTES)?;
     // The offsets are those of `struct kvm_run`; its union begins at 32.
     let byte = |at: usize| page[at];
     let u32_at = |at| u32::from_le_bytes(array(&page, at));
