@@ -20,7 +20,7 @@ use std::{panic, thread};
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use common::run::{Ending, Stop};
+use common::run::{Ending, Stop, thread_named};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -302,7 +302,7 @@ impl Drop for Console {
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.to_owned()).spawn(f).map(drop)
+    thread_named(name).spawn(f).map(drop)
 }
 
 /// Reads a terminal until its end.

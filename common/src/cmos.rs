@@ -10,7 +10,6 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, PoisonError};
-use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "stage08")]
@@ -20,6 +19,7 @@ use serde_json::Value;
 
 use crate::bus::{Device, Interrupt, Shared};
 use crate::layout::{MMIO_HOLE, MMIO_HOLE_END};
+use crate::run::thread_named;
 #[cfg(feature = "stage08")]
 use crate::snapshot::{self, Keep};
 
@@ -397,7 +397,7 @@ pub fn ring(cmos: Shared<Cmos>, line: impl Interrupt + 'static) -> io::Result<()
             cmos = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     };
-    thread::Builder::new().name("clock".into()).spawn(run).map(drop)
+    thread_named("clock").spawn(run).map(drop)
 }
 
 /// How long the clock sleeps at most: the host's clock may have been set meanwhile, or it may have slept itself.

@@ -164,6 +164,15 @@ pub struct Ran {
     pub vcpus: Vec<Vcpu>,
 }
 
+/// A thread's stack. Where the host gives huge pages unasked (`transparent_hugepage=always`), the first byte of a stack of 2 MiB, Rust's
+/// own size, may take all 2 MiB at once. None fits into this one.
+const STACK: usize = 1 << 20;
+
+/// A thread of a machine that is to be started.
+pub fn thread_named(name: impl Into<String>) -> thread::Builder {
+    thread::Builder::new().name(name.into()).stack_size(STACK)
+}
+
 /// Runs the vCPUs, each on a thread of its own, until the machine ends or `timeout` has passed.
 ///
 /// All vCPUs have left `KVM_RUN` when this returns, except one whose device cannot finish a write, such as
@@ -187,7 +196,7 @@ pub fn run(
         let (buses, its_stop) = (Arc::clone(&buses), stop.clone());
         let mut vcpu = vcpu;
         // ANCHOR: thread
-        let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
+        let thread = thread_named(format!("vcpu{id}")).spawn(move || {
             let _report = ReportPanic::new(format!("vCPU {id}"), &its_stop);
             let (ports, mmio) = (&buses.0, &buses.1);
             if let Err(error) = run_one(&mut vcpu, ports, mmio, &its_stop) {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use virtio_bindings::virtio_config::{
@@ -21,7 +21,7 @@ use super::{Broken, Device, Rings};
 use crate::bus::Interrupt;
 use crate::ioeventfd;
 use crate::memory::{Ram, Vm};
-use crate::run::{ReportPanic, Stop};
+use crate::run::{ReportPanic, Stop, thread_named};
 use crate::trace::Trace;
 
 /// What wakes a device's thread, and what it wakes the guest with. Clones belong to the same device.
@@ -240,7 +240,7 @@ impl Workers {
         let trace = trace.map(|trace| move |began| trace.worked(number, name, began));
         let report = ReportPanic::new(name, stop);
         let worker = Arc::clone(&core);
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = thread_named(name).spawn(move || {
             let _report = report;
             worker.run(trace);
         })?;
