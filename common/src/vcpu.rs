@@ -195,7 +195,7 @@ pub trait Watcher: Send + fmt::Debug {
     fn after_run(&mut self, exit: &LastExit) -> bool;
 
     /// There will be no `KVM_RUN` any more, as before it otherwise.
-    fn leave(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), Error>;
+    fn leave(&mut self, vcpu: &mut Vcpu, data: &[u8]) -> Result<(), Error>;
 }
 
 /// Where a guest stands while it doesn't run.
@@ -544,7 +544,7 @@ fn data<'a>(page: *const kvm_run) -> &'a [u8] {
         None => &[],
         Some(Request { space: Space::Port, len, .. }) => {
             // SAFETY: as in `io_size`; KVM has put `len` bytes at `data_offset` of what it shares with us, all of which
-            // is mapped, and writes them in KVM_RUN only, until which nobody keeps this slice.
+            // is mapped, and writes them in KVM_RUN only, behind which nobody uses this slice.
             unsafe {
                 let offset = (*page).__bindgen_anon_1.io.data_offset;
                 slice::from_raw_parts(page.cast::<u8>().add(offset as usize), len as usize)

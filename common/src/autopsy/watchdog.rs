@@ -196,7 +196,7 @@ impl Watcher for Watch {
         false
     }
 
-    fn leave(&mut self, _: &Vcpu, _: &[u8]) -> Result<(), Error> {
+    fn leave(&mut self, _: &mut Vcpu, _: &[u8]) -> Result<(), Error> {
         Ok(())
     }
 }

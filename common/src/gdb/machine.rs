@@ -194,8 +194,14 @@ impl Machine {
         Ok(waited)
     }
 
-    /// Comes after a vCPU's last `KVM_RUN`. If it can't go on, the debugger may look at it before it is gone.
-    pub(super) fn leave(&self, vcpu: &Vcpu) {
+    /// Comes after a vCPU's last `KVM_RUN`. If it can't go on, the debugger may look at it before it is gone. `trapped` as
+    /// before a run.
+    pub(super) fn leave(&self, vcpu: &mut Vcpu, trapped: bool) -> Result<(), Error> {
+        // The machine may be saved now, and go on without a debugger: at the guest's own instruction.
+        let put_back = match self.trapped(vcpu, trapped) {
+            true => self.put_back(vcpu),
+            false => Ok(()),
+        };
         let crashed = vcpu.standing() == Standing::Dead;
         if crashed {
             self.wait(vcpu, Some(Why::Dead));
@@ -214,6 +220,17 @@ impl Machine {
             state.breakpoints.clear(&vcpu.vm().ram());
             let _ = self.changed.wait_timeout_while(state, PATIENCE / 2, |state| !state.told);
         }
+        put_back
+    }
+
+    /// Has KVM finish what may be a breakpoint made of OUT, and springs it.
+    fn put_back(&self, vcpu: &mut Vcpu) -> Result<(), Error> {
+        if vcpu.standing() == Standing::Within {
+            vcpu.set_immediate_exit(true);
+            vcpu.run()?;
+            vcpu.set_immediate_exit(false);
+        }
+        self.spring(vcpu).map(drop)
     }
 
     /// Does what the debugger asks for until it lets the vCPU go on. Returns whether it has waited at all.

@@ -231,9 +231,8 @@ impl Watcher for Held {
         self.trapped || exit.reason == KVM_EXIT_DEBUG
     }
 
-    fn leave(&mut self, vcpu: &Vcpu, _: &[u8]) -> Result<(), vcpu::Error> {
-        self.machine.leave(vcpu);
-        Ok(())
+    fn leave(&mut self, vcpu: &mut Vcpu, _: &[u8]) -> Result<(), vcpu::Error> {
+        self.machine.leave(vcpu, std::mem::take(&mut self.trapped))
     }
 }
 

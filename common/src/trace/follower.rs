@@ -173,7 +173,7 @@ impl Watcher for Follower {
         stepped
     }
 
-    fn leave(&mut self, vcpu: &Vcpu, data: &[u8]) -> Result<(), vcpu::Error> {
+    fn leave(&mut self, vcpu: &mut Vcpu, data: &[u8]) -> Result<(), vcpu::Error> {
         self.pending.take().map_or(Ok(()), |pending| self.tell(vcpu, pending, data))
     }
 }

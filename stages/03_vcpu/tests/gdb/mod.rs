@@ -1,6 +1,13 @@
 //! A real-mode program under a real gdb.
 
+use std::sync::mpsc::channel;
+use std::thread;
+
+use common::gdb::{Address, Gdb, Setup};
+use common::vcpu::Standing;
 use testkit::{PATIENCE, Program};
+
+use super::*;
 
 fn vcpu() -> Program {
     Program::new(env!("CARGO_BIN_EXE_03_vcpu"))
@@ -107,4 +114,47 @@ fn addresses_that_cannot_be_listened_on_are_refused() {
         .run()
         .ended(2)
         .stderr_has("cannot listen on 192.0.2.1:1234 for gdb");
+}
+
+#[test]
+fn a_vcpu_that_leaves_at_a_breakpoint_stands_at_the_guests_own_instruction() {
+    let interrupted = |vcpu: &mut Vcpu| assert!(matches!(vcpu.run().unwrap(), Exit::Interrupted));
+    const BYTES: [u8; 4] = [0x90, 0x90, 0x90, 0xF4]; // NOP, NOP, NOP, HLT
+    let breakpoint = PROGRAM.0 + 1;
+    // Right behind the exit, and after one more call. Only where the breakpoint is made of OUT (`monitor stops`) are
+    // these two: KVM finishes that instruction in between.
+    for calls in [0, 1] {
+        let (mut vcpu, _) = super::vcpu(&BYTES);
+        let (sender, said) = channel();
+        let gdb = Gdb::start(Setup {
+            address: Address::Tcp("127.0.0.1:0".into()),
+            vcpus: 1,
+            symbols: None,
+            say: Box::new(move |line| drop(sender.send(line.to_owned()))),
+            kill: Box::new(|| {}),
+        });
+        gdb.unwrap().follow(&mut vcpu);
+        let line = said.recv().unwrap();
+        let attach = line.split('\'').nth(1).unwrap().to_owned();
+        let gdb = thread::spawn(move || {
+            let set = format!("break *{breakpoint:#x}");
+            let commands = ["-nx", "-batch", "-ex", &attach, "-ex", &set, "-ex", "continue"];
+            Program::new("gdb").args(commands).run()
+        });
+        while vcpu.standing() == Standing::Between {
+            interrupted(&mut vcpu);
+        }
+        if vcpu.standing() == Standing::Within {
+            (0..calls).for_each(|_| interrupted(&mut vcpu));
+        }
+        vcpu.leave().unwrap();
+        // As whoever saves it does.
+        vcpu.set_immediate_exit(true);
+        interrupted(&mut vcpu);
+
+        assert_eq!(vcpu.regs().unwrap().rip, breakpoint, "after {calls} more calls");
+        let bytes: [u8; 4] = vcpu.vm().ram().read_obj(PROGRAM).unwrap();
+        assert_eq!(bytes, BYTES);
+        gdb.join().unwrap().stdout_has("exited normally");
+    }
 }
