@@ -66,12 +66,6 @@ impl Program {
 
     fn request(&self, terminal: Option<&Terminal>) -> Exec {
         let (uid, gid, ref groups) = self.user;
-        let terminals = terminal::terminals();
-        let mut modes = terminal.map(Terminal::modes).unwrap_or_default();
-        if !terminals[0] {
-            // Then the host's terminal isn't raw and itself makes CR LF of the lab's LF.
-            modes.output &= !rustix::termios::OutputModes::OPOST.bits();
-        }
         // There is no other way to read it; no other thread runs yet.
         let mask = umask(Mode::empty());
         umask(mask);
@@ -89,8 +83,8 @@ impl Program {
                 .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
                 .collect(),
             min_timer_period_us: self.min_timer_period_us,
-            terminals,
-            modes,
+            terminals: terminal::terminals(),
+            modes: terminal.map(Terminal::modes).unwrap_or_default(),
             size: terminal.map(Terminal::size).unwrap_or_default(),
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::protocol::{Modes, Size};
 
@@ -45,11 +45,21 @@ impl Terminal {
         Ok(self.fd.try_clone()?.into())
     }
 
-    /// How it was set when this process started.
+    /// Whether it goes on making CR LF of LF itself. It isn't raw while the keyboard is someone else's, and where stdout
+    /// is a pipe, what comes out at its other end may be shown here without having passed the lab's terminal.
+    fn ends_lines() -> bool {
+        !matches!(terminals(), [true, true, _])
+    }
+
+    /// How the lab's is to be set: as this one was when this process started, but lines are ended once.
     pub fn modes(&self) -> Modes {
+        let mut output = self.before.output_modes;
+        if Self::ends_lines() {
+            output.remove(OutputModes::OPOST);
+        }
         Modes {
             input: self.before.input_modes.bits(),
-            output: self.before.output_modes.bits(),
+            output: output.bits(),
             control: self.before.control_modes.bits(),
             local: self.before.local_modes.bits(),
         }
@@ -67,6 +77,9 @@ impl Terminal {
     pub fn set_raw(&mut self) {
         let mut raw = self.before.clone();
         raw.make_raw();
+        if Self::ends_lines() {
+            raw.output_modes = self.before.output_modes;
+        }
         self.raw = tcsetattr(&self.fd, OptionalActions::Now, &raw).is_ok();
     }
 

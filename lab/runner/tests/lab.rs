@@ -330,6 +330,31 @@ fn ctrl_c_works_with_a_terminal_for_the_output_alone() {
 }
 
 #[test]
+fn lines_end_once_whether_they_come_through_a_pipe_or_not() {
+    lab!(shell("true"));
+    // One end by the program itself, one by Ctrl-C. The last line shows whether the terminal is as it was.
+    for (key, code) in [("\n", 0), ("\x03", 6)] {
+        let script = format!(
+            "{{ MINI_KVM=lab {} /bin/sh -c 'trap \"echo caught; exit 6\" INT; echo out; \
+             echo err >&2; read line; echo \"got $line\"; read line'; echo \"code $?\"; }} | cat; \
+             echo over",
+            env!("CARGO_BIN_EXE_mini-kvm-runner")
+        );
+        let mut lab = Program::new("/bin/sh").args(["-c", &script]).on_terminal();
+        // What goes through the pipe and what doesn't may overtake each other.
+        lab.shows("out").shows("err").send("key\n").shows("got key").send(key);
+        lab.expect(&format!("code {code}\r\n")).expect("over\r\n");
+        assert_eq!(lab.end(), 0);
+        assert!(!lab.is_raw(), "the terminal is left raw");
+        let printed = lab.printed();
+        let wrong = printed
+            .split_inclusive('\n')
+            .find(|line| !line.ends_with("\r\n") || line.ends_with("\r\r\n"));
+        assert_eq!(wrong, None, "{printed:?}");
+    }
+}
+
+#[test]
 fn what_is_a_pipe_is_a_pipe_inside_beside_a_terminal() {
     lab!(shell("true"));
     let script = format!(
