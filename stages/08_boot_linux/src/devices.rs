@@ -41,7 +41,8 @@ pub struct Options {
     /// of the host, with user to passt, which needs no root and shares the host's network
     ///
     /// Without mac=ADDRESS the address is a random one that stays the same on this host. The guest gets its
-    /// IP address by --append ip=dhcp (passt answers) or by --append ip=10.0.0.2::10.0.0.1:255.255.255.0
+    /// IP address by --append ip=dhcp (passt answers) or by --append ip=10.0.0.2::10.0.0.1:255.255.255.0. The lab
+    /// has neither a network to share nor the host's taps
     #[arg(long = "net", value_name = "tap=NAME|user[,mac=ADDRESS]",
           value_parser = OsStringValueParser::new().try_map(Interface::parse))]
     nets: Vec<Interface>,
